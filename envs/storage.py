@@ -15,8 +15,8 @@ Two files cannot be renamed as one, so how does the pair stay whole when the wri
 
 Killed before 3, the old file is there and still listed; killed after 3, the new file is there and listed
 first. Every rename is of a synced file and is followed by a sync of the directory, so that the order survives
-a power cut too. A file that was announced but never came counts as absent. Whoever takes the lock next removes
-temporary files and settles, so that an interrupted directory ends with the bytes of an uninterrupted one. A
+a power cut too. A file that was announced but never came counts as absent. Whoever takes the lock next
+removes temporary files and settles, so that an interrupted directory ends as an uninterrupted one would. A
 reader that overtakes a writer finds a file that does not match, finds the manifest changed as well, and reads
 both again.
 
@@ -366,13 +366,13 @@ def _read_manifest(directory: Path) -> Versions:
     path = directory / MANIFEST
     try:
         with open(path, "rb") as file:
-            content = file.read(MANIFEST_LIMIT + 1)
+            content = file.read(min(os.fstat(file.fileno()).st_size, MANIFEST_LIMIT))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from error
     try:
-        value = json.loads(content[:MANIFEST_LIMIT])
+        value = json.loads(content)
         if value["format"] != MANIFEST_FORMAT:
             raise ValueError(f"its format is {value['format']!r}, not {MANIFEST_FORMAT!r}")
         manifest = value["artefacts"]
