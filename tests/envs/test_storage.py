@@ -1,6 +1,7 @@
 """The storage contract: old or new but never neither, nothing damaged is parsed, one writer at a time."""
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -123,14 +124,14 @@ def test_json_text_and_bytes_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_same_content_gives_same_bytes_whatever_the_history(tmp_path, interrupted):
+def test_same_content_gives_same_bytes_whatever_the_history(tmp_path, monkeypatch, interrupted):
     for name, order in (("one", 1), ("two", -1)):
         directory = tmp_path / name
         if name == "two":
             save(directory / "a.npz", 7)
             if interrupted:
                 killed_at(3, "replace", lambda directory=directory: save(directory / "a.npz", 8))
-        time.sleep(0.01)
+            monkeypatch.setattr(time, "localtime", lambda seconds=None: time.gmtime(10**9))
         save_arrays(directory / "a.npz", dict(list(ARRAYS.items())[::order]), kind="demos", schema=1)
         weights = dict(list(torch.nn.Linear(2, 2).state_dict().items())[::order])
         weights = {key: torch.ones_like(value) for key, value in weights.items()}
@@ -424,6 +425,7 @@ def test_killed_between_any_two_steps(tmp_path, call, first):
             if exists(path):
                 assert value_of(path) == outcomes[-1]
         manifest = json.loads((path.parent / "manifest.json").read_text())["artefacts"]
+        assert set(manifest) == set(contents(path.parent)) - {"manifest.json"}
         assert [len(versions) for versions in manifest.values()] == [1] * len(manifest)
         save(path, 2)  # the same command again
         assert value_of(path) == 2
@@ -446,6 +448,21 @@ def test_killed_again_while_clearing_up(tmp_path):
     save(path, 3)
     assert value_of(path) == 3
     assert set(contents(tmp_path)) == {"a.npz", "manifest.json"}
+
+
+def test_a_reader_that_overtakes_a_writer_reads_again(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    save(path, 1)
+    real = storage._read_manifest
+
+    def slow(directory):
+        manifest = real(directory)
+        monkeypatch.setattr(storage, "_read_manifest", real)
+        save(path, 2)  # after the manifest was read, before the file is
+        return manifest
+
+    monkeypatch.setattr(storage, "_read_manifest", slow)
+    assert value_of(path) == 2
 
 
 def test_kill_minus_nine_at_random_moments(tmp_path):
@@ -566,6 +583,19 @@ def test_lock_is_for_one_directory_and_ends_with_its_block(tmp_path):
     with lock(tmp_path):
         pass
     assert set(contents(tmp_path / "inner")) == {"a.npz", "manifest.json"}
+
+
+def test_a_lock_file_deleted_by_its_last_holder_is_no_lock(tmp_path, monkeypatch):
+    real = fcntl.flock
+
+    def late(file, operation):
+        monkeypatch.setattr(fcntl, "flock", real)
+        (tmp_path / storage.LOCK).unlink()  # the holder leaves after we opened its file, before we lock it
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with lock(tmp_path), pytest.raises(Busy), lock(tmp_path):
+        pass
 
 
 def test_a_forked_child_does_not_share_the_lock(tmp_path):
