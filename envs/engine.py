@@ -1,12 +1,12 @@
-"""Compiled MiniGrid and BabyAI: the state of an environment is one row of bytes, and these kernels act on rows.
+"""Compiled MiniGrid and BabyAI: the state of an environment is a row of bytes, these kernels act on rows.
 
     terminated, truncated = step(rows, action)      # in place
     frame = observe(rows)                           # what each agent sees now
     futures = branch(rows, action)                  # rows stay as they are
 
-A fork is a copy of a row, so trying K actions for H steps from thousands of states is one call. Levels come from
-minigrid's own `reset` (levels.py), and every kernel must agree with `minigrid` observation by observation
-(tests/envs/test_engine.py); the code follows minigrid's own methods, whose names are given.
+A fork is a copy of a row, so trying K actions for H steps from thousands of states is one call. Levels come
+from minigrid's own `reset` (levels.py), and the kernels must agree with `minigrid` observation by observation
+(tests/envs/test_engine.py): the code follows minigrid's own methods, whose names are given.
 
 Shapes: N rows, B bytes in a row, K alternatives, H steps, 50 bytes in a frame.
 
@@ -18,7 +18,7 @@ A *row* is
     HEADER bytes                the fields named below
     width * height bytes        packed cells, row by row
     slots * SLOT bytes          the objects (doors, keys, balls, boxes), numbered from 1; empty slots are zero
-    width * height bytes        rule INSTRUCTION only: for each cell, the descriptions known to be satisfied there
+    width * height bytes        rule INSTRUCTION only: for each cell, which descriptions are known to fit
     RNG bytes                   rule OBSTACLES only: the state of numpy's PCG64
 Its size is data in its header, so that one compiled version of every kernel serves all environments.
 
@@ -42,7 +42,7 @@ FRAME = VIEW * VIEW + 1
 N_ACTIONS = 7
 NOWHERE = 255  # x and y of an object that is carried, inside a box, or gone
 
-# --- the header: byte offsets -------------------------------------------------------------------------------
+# ---- the header: byte offsets ----
 VERSION = 0
 RULE = 1
 WIDTH = 2
@@ -69,20 +69,20 @@ LEAF_DONE = 37  # 4 bytes
 PRE_CARRYING = 41  # 4 bytes: number of the object that was carried when the leaf was last verified
 HEADER = 48
 
-# --- an object: byte offsets inside its slot ----------------------------------------------------------------
+# ---- an object: byte offsets inside its slot ----
 CODE = 0  # packed cell; of a door without its state, which is in the cell
 X, Y = 1, 2
 CONTENTS = 3  # number of the object inside a box
 MATCHES = 4  # bit 2 * leaf: in the description of that leaf; bit 2 * leaf + 1: in its "next to" description
 SLOT = 5
 
-# --- PCG64: byte offsets after the objects ------------------------------------------------------------------
+# ---- PCG64: byte offsets after the objects ----
 STATE_HIGH, STATE_LOW, INCREMENT_HIGH, INCREMENT_LOW = 0, 8, 16, 24
 HALF = 32  # the half of the last 64 random bits that has not been used yet
 HAS_HALF = 36
 RNG = 37
 
-# --- rules: which `step` the environment's class has (levels.py maps the methods to these) --------------------
+# ---- rules: which `step` the environment's class has (levels.py maps the methods to these) ----
 GOAL = 0
 INSTRUCTION = 1
 PICK_UP_TARGET = 2
@@ -94,14 +94,14 @@ DONE_NEXT_TO_TARGET = 7
 PUT_NEAR = 8
 OBSTACLES = 9
 
-# --- what an episode came to ----------------------------------------------------------------------------------
+# ---- what an episode came to ----
 RUNNING, SUCCESS, FAILURE, HARM = 0, 1, 2, 3  # HARM: dynamic obstacles, the only negative reward
 
-# --- BabyAI's instructions ------------------------------------------------------------------------------------
+# ---- BabyAI's instructions ----
 ONLY, BEFORE, AFTER = 0, 1, 2
 NO_LEAF, GO_TO, PICK_UP, OPEN, PUT_NEXT = 0, 1, 2, 3, 4
 
-# --- minigrid's numbers -----------------------------------------------------------------------------------------
+# ---- minigrid's numbers ----
 LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE, DONE = range(N_ACTIONS)
 COLOR_STEP, TYPE_STEP = 3, 18
 EMPTY = 1 * TYPE_STEP
@@ -122,10 +122,10 @@ OPAQUE = (TYPE == 2) | ((TYPE == DOOR_TYPE) & (STATE != OPENED))
 
 
 def _sweep_table() -> NDArray[np.uint16]:
-    """One row of the view in `Grid.process_vis`, for all 128 x 128 combinations of what is seen and what is opaque.
+    """One row of the view in `Grid.process_vis`, for all 128 x 128 combinations of what is seen and opaque.
 
-    Entry [seen, opaque]: the low byte is what is seen of the row in the end, the high byte what it shows of the row
-    behind it. Bit i stands for column i.
+    Entry [seen, opaque]: the low byte is what is seen of the row in the end, the high byte what it shows of
+    the row behind it. Bit i stands for column i.
     """
     seen = np.repeat(np.arange(128)[:, None], 128, axis=1)
     clear = ~np.arange(128)[None, :]
@@ -142,9 +142,9 @@ SWEEP = _sweep_table()
 HASH_WEIGHTS = np.random.PCG64(20260101).random_raw(1 << 17) | np.uint64(1)  # enough for a grid of 254 x 254
 
 
-# --- compiling: say so, once --------------------------------------------------------------------------------------
+# ---- compiling: say so, once ----
 class _Announce(event.Listener):
-    """Says on stderr that the first call compiles; numba sends no such event when it loads a kernel from its cache."""
+    """Says on stderr that the first call compiles. A kernel loaded from numba's cache sends no such event."""
 
     def __init__(self) -> None:
         self.said = False
@@ -152,11 +152,7 @@ class _Announce(event.Listener):
     def on_start(self, event: Any) -> None:
         if not self.said and event.data["dispatcher"].py_func.__module__ == __name__:
             self.said = True
-            print(
-                "headstart: compiling the environment kernels (once; then cached)",
-                file=sys.stderr,
-                flush=True,
-            )
+            print("headstart: compiling the engine (only this once)", file=sys.stderr, flush=True)
 
     def on_end(self, event: Any) -> None:
         pass
@@ -165,7 +161,7 @@ class _Announce(event.Listener):
 event.register("numba:compile", _Announce())
 
 
-# --- reading and writing a row --------------------------------------------------------------------------------
+# ---- reading and writing a row ----
 @njit(inline="always")
 def _get(row, at):
     """The byte as a signed number: arithmetic on uint8 would silently become uint64 in numba."""
@@ -210,7 +206,7 @@ def _cell(row, x, y):
 
 @njit
 def _look(row, x, y):
-    """What is at (x, y). Outside of the grid, where minigrid itself would stop with an error, there is wall."""
+    """What is at (x, y). Outside of the grid, where minigrid itself stops with an error, there is wall."""
     return _get(row, _cell(row, x, y)) if _in_grid(row, x, y) else WALL
 
 
@@ -238,6 +234,13 @@ def _object_at(row, x, y):
 
 
 @njit
+def _carried_code(row):
+    """The packed cell of the carried object, EMPTY if there is none."""
+    carried = _get(row, CARRIED)
+    return _get(row, _slot(row, carried) + CODE) if carried != 0 else EMPTY
+
+
+@njit
 def _place(row, number, x, y):
     slot = _slot(row, number)
     row[_cell(row, x, y)] = row[slot + CODE]
@@ -253,7 +256,7 @@ def _take_away(row, number):
     row[slot + Y] = NOWHERE
 
 
-# --- random numbers: numpy's ------------------------------------------------------------------------------------
+# ---- random numbers: numpy's ----
 @njit
 def _multiply_high(a, b):
     """The high 64 bits of the product of two 64-bit numbers."""
@@ -330,7 +333,7 @@ def _mix(bits):
     return bits ^ bits >> np.uint64(31)
 
 
-# --- step -----------------------------------------------------------------------------------------------------------
+# ---- step ----
 @njit
 def _move_obstacles(row):
     """The loop at the start of `DynamicObstaclesEnv.step`; its `place_obj` gives up after 101 tries."""
@@ -385,9 +388,7 @@ def _act(row, action, x, y, front):
 def _toggle_door(row, x, y, door):
     """`Door.toggle`"""
     if STATE[door] == LOCKED:
-        if row[CARRIED] == 0:
-            return
-        carried = row[_slot(row, _get(row, CARRIED)) + CODE]
+        carried = _carried_code(row)
         if TYPE[carried] == KEY_TYPE and COLOR[carried] == COLOR[door]:
             row[_cell(row, x, y)] = door - LOCKED + OPENED
     elif STATE[door] == CLOSED:
@@ -475,8 +476,7 @@ def _step_row(row, action):
     elif rule == FETCH:
         _act(row, action, x, y, front)
         if row[CARRIED] != 0:
-            wanted = row[_slot(row, _get(row, CARRIED)) + CODE] == row[TARGET_CODE]
-            row[OUTCOME] = SUCCESS if wanted else FAILURE
+            row[OUTCOME] = SUCCESS if _carried_code(row) == row[TARGET_CODE] else FAILURE
     elif rule == DONE_NEXT_TO_TARGET:
         _act(row, action, x, y, front)
         if action == TOGGLE:
@@ -485,9 +485,8 @@ def _step_row(row, action):
             row[OUTCOME] = SUCCESS if _next_to_target(row) else FAILURE
     elif rule == PUT_NEAR:
         _act(row, action, x, y, front)
-        if action == PICKUP and row[CARRIED] != 0:
-            if row[_slot(row, _get(row, CARRIED)) + CODE] != row[TARGET_CODE]:
-                row[OUTCOME] = FAILURE
+        if action == PICKUP and row[CARRIED] != 0 and _carried_code(row) != row[TARGET_CODE]:
+            row[OUTCOME] = FAILURE
         if action == DROP and carried_before != 0:
             near = abs(x - _get(row, TARGET_X)) <= 1 and abs(y - _get(row, TARGET_Y)) <= 1
             row[OUTCOME] = SUCCESS if row[CARRIED] == 0 and near else FAILURE
@@ -500,10 +499,10 @@ def _step_row(row, action):
     return row[OUTCOME] != RUNNING, step_count >= _get32(row, MAX_STEPS)
 
 
-# --- BabyAI's instructions: minigrid/envs/babyai/core/verifier.py -------------------------------------------------
+# ---- BabyAI's instructions: minigrid/envs/babyai/core/verifier.py ----
 @njit
 def _remember_positions(row):
-    """`RoomGridLevel.update_objs_poss`: an instruction looks for its objects only when something is dropped."""
+    """`RoomGridLevel.update_objs_poss`: the instruction looks for its objects only after a drop."""
     known = _after_slots(row)
     for i in range(_get(row, WIDTH) * _get(row, HEIGHT)):
         row[known + i] = 0
@@ -530,7 +529,7 @@ def _matches(row, number, bit):
 
 @njit
 def _verify(row, action):
-    """`BeforeInstr.verify`, `AfterInstr.verify`: two clauses in order (AFTER: the second one first), or only one."""
+    """`BeforeInstr.verify`, `AfterInstr.verify` (the second clause comes first), or only one clause."""
     if row[ORDER] == ONLY:
         return _verify_clause(row, 0, action)
     first = 0 if row[ORDER] == BEFORE else 1
@@ -549,7 +548,7 @@ def _verify(row, action):
 
 @njit
 def _verify_clause(row, clause, action):
-    """`AndInstr.verify`, or its only leaf. A leaf that fails does not fail the conjunction: minigrid has it so."""
+    """`AndInstr.verify`, or the only leaf. As in minigrid, a failed leaf does not fail the conjunction."""
     one, two = 2 * clause, 2 * clause + 1
     if row[LEAF_KIND + two] == NO_LEAF:
         return _verify_leaf(row, one, action)
@@ -596,10 +595,10 @@ def _verify_leaf(row, leaf, action):
     return RUNNING
 
 
-# --- observe --------------------------------------------------------------------------------------------------------
+# ---- observe ----
 @njit
 def _observe_row(row, frame):
-    """`MiniGridEnv.gen_obs`: cell (i, j) of the view is i to the right of its left edge and j before its far end."""
+    """`MiniGridEnv.gen_obs`: cell (i, j) of the view is i to the right and j from its far end."""
     width, height = _get(row, WIDTH), _get(row, HEIGHT)
     direction = _get(row, DIRECTION)
     dx, dy = DX[direction], DY[direction]
@@ -619,13 +618,11 @@ def _observe_row(row, frame):
                 if not swept >> i & 1:
                     frame[i * VIEW + j] = 0
             seen = swept >> 8
-    carried = _get(row, CARRIED)
-    own_cell = VIEW // 2 * VIEW + VIEW - 1
-    frame[own_cell] = row[_slot(row, carried) + CODE] if carried != 0 else np.uint8(EMPTY)
+    frame[VIEW // 2 * VIEW + VIEW - 1] = _carried_code(row)  # the agent's own cell
     frame[VIEW * VIEW] = direction
 
 
-# --- kernels over many rows -----------------------------------------------------------------------------------------
+# ---- kernels over many rows ----
 @njit(cache=True, nogil=True)
 def _step_rows(rows, action, terminated, truncated):
     for n in range(rows.shape[0]):
@@ -676,12 +673,12 @@ def _hash_rows(rows, weights, out):
         out[n] = _mix(total)
 
 
-# --- what the library calls ---------------------------------------------------------------------------------------
+# ---- what the library calls ----
 Rows = NDArray[np.uint8]
 
 
 class Futures(NamedTuple):
-    """What K alternatives of H steps lead to. After the end of an episode everything stays as it was at its end."""
+    """What K alternatives of H steps lead to. After its end, a future stays as it was at its end."""
 
     frame: NDArray[np.uint8]  # (N, K, H, 50): what is seen after each step
     terminated: NDArray[np.bool_]  # (N, K, H)
@@ -691,8 +688,8 @@ class Futures(NamedTuple):
 def step(rows: Rows, action: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Step every environment, in place; returns (terminated, truncated), both (N,) and both can be true.
 
-    rows (N, B) from levels.py, action (N,) in 0..6. An environment whose episode has ended must not be stepped
-    further: start again from a row of a bank. Success, failure and reward are in the rows: see `reward`.
+    rows (N, B) from levels.py, action (N,) in 0..6. An environment whose episode has ended must not be
+    stepped further: start again from a row of a bank. For success and reward see `succeeded` and `reward`.
     """
     _check_rows(rows)
     action = _checked_action(action, (len(rows),))
@@ -710,10 +707,10 @@ def observe(rows: Rows) -> NDArray[np.uint8]:
 
 
 def branch(rows: Rows, action: NDArray[np.integer], *, noise: str = "common", seed: int = 0) -> Futures:
-    """Futures of K alternatives from each row; action is (N, K, H), or (N, K) for one step. The rows stay as they are.
+    """Futures of K alternatives from each row, which stays as it is; action (N, K, H), or (N, K) for one step.
 
-    Environments with random dynamics (Dynamic-Obstacles): `noise="common"` lets all alternatives of a row see the same
-    random numbers, exactly those that the row itself would see; `"independent"` gives each its own, from `seed`.
+    With random dynamics (Dynamic-Obstacles), `noise="common"` lets all alternatives of a row see the same
+    random numbers, those that the row itself would see; `"independent"` gives each its own, from `seed`.
     """
     _check_rows(rows)
     if noise not in ("common", "independent"):
@@ -731,15 +728,17 @@ def branch(rows: Rows, action: NDArray[np.integer], *, noise: str = "common", se
 
 
 def reseed(rows: Rows, seed: int) -> None:
-    """Give every row random numbers of its own, in place. Rows without random dynamics have none: nothing happens."""
+    """Give every row random numbers of its own, in place. Nothing happens to rows without random dynamics."""
     _check_rows(rows)
     if len(rows) and rows[0, RULE] == OBSTACLES:
         _reseed_rows(rows, np.uint64(seed))
 
 
 def reward(rows: Rows) -> NDArray[np.float64]:
-    """The environments' own reward of the last step, (N,): 1 - 0.9 * steps / max_steps on success, -1 on a collision in
-    Dynamic-Obstacles, otherwise 0. Only evaluation and PPO ask for it."""
+    """The environments' own reward of the last step, (N,); only evaluation and PPO ask for it.
+
+    1 - 0.9 * steps / max_steps on success, -1 on a collision in Dynamic-Obstacles, otherwise 0.
+    """
     outcome = rows[:, OUTCOME]
     success = 1 - 0.9 * (step_count(rows) / max_steps(rows))
     return np.where(outcome == SUCCESS, success, np.where(outcome == HARM, -1.0, 0.0))
@@ -761,17 +760,27 @@ def max_steps(rows: Rows) -> NDArray[np.int64]:
 
 
 def state_hash(rows: Rows) -> NDArray[np.uint64]:
-    """A 64-bit hash of each whole row, (N,): equal hashes prove that the same state was forked.
+    """A 64-bit hash of each whole row, (N,): equal hashes prove that the same state was forked."""
+    return _hash(rows)
 
-    Also good for frames: equal hashes of two frames mean that the agent cannot tell them apart by this view.
-    Row i of bytes has the hash mix(sum_i byte[i] * weight[i] mod 2**64), so zeros at the end change nothing.
+
+def frame_hash(frame: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """A 64-bit hash of what an agent observes, (...) for frames (..., 50).
+
+    The states of two futures always differ, if only by step count or random state; that an action changed
+    nothing, or that two futures look the same, shows in these hashes.
     """
-    out = np.empty(len(rows), np.uint64)
+    return _hash(frame.reshape(-1, frame.shape[-1])).reshape(frame.shape[:-1])
+
+
+def _hash(rows: Rows) -> NDArray[np.uint64]:
+    """mix(sum over i of byte[i] * weight[i], mod 2**64) of each row: zeros at its end change nothing."""
     if rows.shape[1] > len(HASH_WEIGHTS):
         raise DataError(
             f"A row of {rows.shape[1]} bytes is too long to be hashed (limit {len(HASH_WEIGHTS)})."
         )
-    _hash_rows(rows, HASH_WEIGHTS, out)
+    out = np.empty(len(rows), np.uint64)
+    _hash_rows(np.ascontiguousarray(rows), HASH_WEIGHTS, out)
     return out
 
 
@@ -795,6 +804,6 @@ def _checked_action(action: NDArray[np.integer], shape: tuple[int, ...]) -> NDAr
     action = np.ascontiguousarray(action, dtype=np.int64)
     if action.shape != shape:
         raise UsageError(f"Actions have shape {action.shape}, these rows need {shape}.")
-    if action.size and not (0 <= action.min() and action.max() < N_ACTIONS):
+    if action.size and (action.min() < 0 or action.max() >= N_ACTIONS):
         raise UsageError(f"Actions must be in 0..{N_ACTIONS - 1}, found {action.min()}..{action.max()}.")
     return action

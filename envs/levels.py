@@ -24,7 +24,6 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics
-from minigrid import envs as plain
 from minigrid.core.actions import Actions
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 from minigrid.core.grid import Grid
@@ -33,6 +32,18 @@ from minigrid.core.world_object import Ball, Box, Door, Floor, Goal, Key, Lava, 
 from minigrid.envs.babyai.core import verifier
 from minigrid.envs.babyai.core.levelgen import LevelGen
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.envs.blockedunlockpickup import BlockedUnlockPickupEnv
+from minigrid.envs.dynamicobstacles import DynamicObstaclesEnv
+from minigrid.envs.fetch import FetchEnv
+from minigrid.envs.gotodoor import GoToDoorEnv
+from minigrid.envs.gotoobject import GoToObjectEnv
+from minigrid.envs.keycorridor import KeyCorridorEnv
+from minigrid.envs.memory import MemoryEnv
+from minigrid.envs.obstructedmaze import ObstructedMazeEnv
+from minigrid.envs.putnear import PutNearEnv
+from minigrid.envs.redbluedoors import RedBlueDoorEnv
+from minigrid.envs.unlock import UnlockEnv
+from minigrid.envs.unlockpickup import UnlockPickupEnv
 from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
@@ -44,22 +55,22 @@ __all__ = ["Levels", "bank", "export_level", "import_level", "level_hash", "spli
 
 SPLITS = ("train", "validation", "test")
 
-# --- what the engine knows ------------------------------------------------------------------------------------
+# ---- what the engine knows ----
 RULES = {
     MiniGridEnv.step: engine.GOAL,
     RoomGridLevel.step: engine.INSTRUCTION,
-    plain.KeyCorridorEnv.step: engine.PICK_UP_TARGET,
-    plain.UnlockPickupEnv.step: engine.PICK_UP_TARGET,
-    plain.BlockedUnlockPickupEnv.step: engine.PICK_UP_TARGET,
-    plain.ObstructedMazeEnv.step: engine.PICK_UP_TARGET,
-    plain.UnlockEnv.step: engine.OPEN_TARGET,
-    plain.RedBlueDoorEnv.step: engine.RED_THEN_BLUE,
-    plain.MemoryEnv.step: engine.MEMORY,
-    plain.FetchEnv.step: engine.FETCH,
-    plain.GoToDoorEnv.step: engine.DONE_NEXT_TO_TARGET,
-    plain.GoToObjectEnv.step: engine.DONE_NEXT_TO_TARGET,
-    plain.PutNearEnv.step: engine.PUT_NEAR,
-    plain.DynamicObstaclesEnv.step: engine.OBSTACLES,
+    KeyCorridorEnv.step: engine.PICK_UP_TARGET,
+    UnlockPickupEnv.step: engine.PICK_UP_TARGET,
+    BlockedUnlockPickupEnv.step: engine.PICK_UP_TARGET,
+    ObstructedMazeEnv.step: engine.PICK_UP_TARGET,
+    UnlockEnv.step: engine.OPEN_TARGET,
+    RedBlueDoorEnv.step: engine.RED_THEN_BLUE,
+    MemoryEnv.step: engine.MEMORY,
+    FetchEnv.step: engine.FETCH,
+    GoToDoorEnv.step: engine.DONE_NEXT_TO_TARGET,
+    GoToObjectEnv.step: engine.DONE_NEXT_TO_TARGET,
+    PutNearEnv.step: engine.PUT_NEAR,
+    DynamicObstaclesEnv.step: engine.OBSTACLES,
 }
 # What a step calls: a class that overrides one of these follows rules of its own.
 UNCHANGED = {
@@ -83,7 +94,7 @@ MASK64 = 2**64 - 1
 NUMBER = "headstart_number"  # attribute of an exported object: its number in the row
 
 
-def _check_known(env: gymnasium.Env) -> int:
+def _check_tail(env: gymnasium.Env) -> int:
     """Return the environment's rule, or raise UsageError with its name and why the engine cannot have it."""
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
@@ -145,7 +156,7 @@ def _refusal(env: gymnasium.Env, why: str) -> UsageError:
     )
 
 
-# --- BabyAI's instructions --------------------------------------------------------------------------------------
+# ---- BabyAI's instructions ----
 def _leaves(instruction: verifier.Instr) -> list[tuple[int, Any]]:
     """The single actions asked for, with their places in the row: clause 0 has places 0 and 1, clause 1 has 2 and 3."""
     ordered = cast(Any, instruction)
@@ -162,7 +173,7 @@ def _descriptions(leaf: Any) -> list[Any]:
     return [leaf.desc_move, leaf.desc_fixed] if type(leaf) is verifier.PutNextInstr else [leaf.desc]
 
 
-# --- import -----------------------------------------------------------------------------------------------------
+# ---- import ----
 def import_level(env: gymnasium.Env, slots: int | None = None) -> NDArray[np.uint8]:
     """The state of a MiniGrid or BabyAI environment as one row (B,); `env` is only read.
 
@@ -170,7 +181,7 @@ def import_level(env: gymnasium.Env, slots: int | None = None) -> NDArray[np.uin
     of this environment can need, so that all its rows have the same length.
     Raises UsageError for an environment that the engine does not know.
     """
-    rule = _check_known(env)
+    rule = _check_tail(env)
     u = cast(Any, env.unwrapped)
     width, height = u.grid.width, u.grid.height
     objects = _number_objects(env, rule)
@@ -286,7 +297,7 @@ def _import_instruction(row: NDArray[np.uint8], u: Any, number_of: dict[int, int
         if type(clause) is verifier.AndInstr:
             row[engine.LEAF_DONE + 2 * side] = clause.a_done == "success"
             row[engine.LEAF_DONE + 2 * side + 1] = clause.b_done == "success"
-    table, cells, known = _table(row), _cells(row), _known(row)
+    table, cells, known = _table(row), _cells(row), _tail(row)
     for place, leaf in _leaves(u.instrs):
         row[engine.LEAF_KIND + place] = LEAF_KINDS[type(leaf)]
         row[engine.LEAF_STRICT + place] = getattr(leaf, "strict", False)
@@ -329,7 +340,7 @@ def _import_target(row: NDArray[np.uint8], rule: int, u: Any, number_of: dict[in
 
 def _import_random_state(row: NDArray[np.uint8], u: Any) -> None:
     state = u.np_random.bit_generator.state
-    rng = _known(row)
+    rng = _tail(row)
     for at, number in (
         (engine.STATE_HIGH, state["state"]["state"] >> 64),
         (engine.STATE_LOW, state["state"]["state"] & MASK64),
@@ -356,7 +367,7 @@ def _read_number(row: NDArray[np.uint8], at: int, size: int = 4) -> int:
     return int.from_bytes(row[at : at + size].tobytes(), "little")
 
 
-# Parts of rows (..., B), as views -------------------------------------------------------------------------------
+# ---- parts of rows (..., B), as views -------------------------------------------------------------------------------
 def _cells(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(..., height * width)"""
     first = rows.reshape(-1, rows.shape[-1])[0]
@@ -372,14 +383,14 @@ def _table(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rows[..., start : start + slots * engine.SLOT].reshape(*rows.shape[:-1], slots, engine.SLOT)
 
 
-def _known(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _tail(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What comes after the objects: known positions (rule INSTRUCTION) or the random state (rule OBSTACLES)."""
     first = rows.reshape(-1, rows.shape[-1])[0]
     start = engine.HEADER + int(first[engine.WIDTH]) * int(first[engine.HEIGHT])
     return rows[..., start + engine.SLOT * int(first[engine.SLOTS]) :]
 
 
-# --- hashes and splits --------------------------------------------------------------------------------------------
+# ---- hashes and splits ----
 def level_hash(rows: Rows) -> NDArray[np.uint64]:
     """A 64-bit hash (N,) of what makes each level: cells, objects, agent, rule and instruction of rows (N, B) at the
     start of an episode. Not of the step count, nor of the random state; and not of the order of equal obstacles."""
@@ -393,7 +404,7 @@ def level_hash(rows: Rows) -> NDArray[np.uint64]:
         header[:, at] = 0
     parts = [header, _cells(rows)]
     if rows[0, engine.RULE] == engine.INSTRUCTION:
-        parts.append(_known(rows))
+        parts.append(_tail(rows))
     if rows[0, engine.RULE] != engine.OBSTACLES:  # last: how many empty slots follow changes no hash
         parts.append(_table(rows).reshape(len(rows), -1))
     return state_hash(np.concatenate(parts, axis=1))
@@ -404,7 +415,7 @@ def split_of(hashes: NDArray[np.uint64]) -> NDArray[np.str_]:
     return np.array(["test", "test", "validation", *["train"] * 5])[(hashes % np.uint64(8)).astype(np.int64)]
 
 
-# --- banks ----------------------------------------------------------------------------------------------------------
+# ---- banks ----
 @dataclass(frozen=True)
 class Levels:
     """Levels of one environment, ready to be played.
