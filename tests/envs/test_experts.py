@@ -267,6 +267,22 @@ def test_a_level_without_a_way_is_reported():
     assert solution.reason.startswith("the bot has no plan")
 
 
+def test_a_lost_episode_is_a_failure():
+    """Levels of this id end without success when the wrong object is picked up, and here it is in the way."""
+    env = make("BabyAI-PickupDistDebug-v0")
+    reset(env, 36)
+    solution = expert_for("BabyAI-PickupDistDebug-v0").solve(env)
+    assert not solution.success
+    assert solution.reason == "the episode ended without success"
+
+
+def test_the_bot_looks_for_the_gap_instead_of_crossing_lava():
+    """Here the goal is in view, beyond lava, before any way to it is."""
+    env = make("MiniGrid-LavaCrossingS11N5-v0")
+    reset(env, 1063)
+    assert expert_for("MiniGrid-LavaCrossingS11N5-v0").solve(env).success
+
+
 def test_running_out_of_steps_is_a_failure():
     env = make("MiniGrid-DoorKey-8x8-v0")
     env.unwrapped.max_steps = 5
