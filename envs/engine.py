@@ -289,8 +289,10 @@ def _pcg64(row, at):
 def _pcg32(row, at):
     """The next 32 random bits: numpy uses the low half first and keeps the high half (`pcg64_next32`)."""
     if row[at + HAS_HALF]:
+        half = _get32(row, at + HALF)
         row[at + HAS_HALF] = 0
-        return _get32(row, at + HALF)
+        _put32(row, at + HALF, 0)  # a used number is not state
+        return half
     bits = _pcg64(row, at)
     row[at + HAS_HALF] = 1
     _put32(row, at + HALF, np.int64(bits >> np.uint64(32)))
@@ -707,7 +709,7 @@ def observe(rows: Rows) -> NDArray[np.uint8]:
 
 
 def branch(rows: Rows, action: NDArray[np.integer], *, noise: str = "common", seed: int = 0) -> Futures:
-    """Futures of K alternatives from each row, which stays as it is; action (N, K, H), or (N, K) for one step.
+    """Futures of K alternatives from each row, which stays as it is; action (N, K, H), or (N, K): one step.
 
     With random dynamics (Dynamic-Obstacles), `noise="common"` lets all alternatives of a row see the same
     random numbers, those that the row itself would see; `"independent"` gives each its own, from `seed`.
@@ -796,7 +798,7 @@ def _check_rows(rows: Rows) -> None:
     if len(rows) and rows[0, VERSION] != ROW_VERSION:
         raise DataError(
             f"Rows of version {rows[0, VERSION]} cannot be used, this engine has version {ROW_VERSION}: "
-            "import the levels again (levels.import_level or levels.bank)."
+            "import the levels again (levels.import_level, levels.bank)."
         )
 
 

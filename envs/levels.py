@@ -1,15 +1,15 @@
 """Levels of MiniGrid and BabyAI as rows of bytes, and banks of them.
 
-    row = import_level(env)                                     # env.reset(seed=...) was called before
-    env = export_level(row, "MiniGrid-DoorKey-8x8-v0", seed)    # a Python environment in the same state
-    levels = bank("MiniGrid-DoorKey-8x8-v0", "train", 1000)     # import of minigrid's own levels, cached on disk
+    row = import_level(env)                                     # after env.reset(seed=7)
+    env = export_level(row, "MiniGrid-DoorKey-8x8-v0", seed=7)  # a Python environment in the same state
+    levels = bank("MiniGrid-DoorKey-8x8-v0", "train", 1000)     # imported once, then cached on disk
 
-Levels are made by minigrid's own `reset(seed)` and by nothing else. A level belongs to the split "train", "validation"
-or "test" by its own hash, so the splits are disjoint whatever the seeds; of two seeds that give the same level, both
-are in the same split.
+Levels are made by minigrid's own `reset(seed)` and by nothing else. A level belongs to the split "train",
+"validation" or "test" by its own hash. So the splits are disjoint whatever the seeds: when two seeds give the
+same level, both are in the same split.
 
-The engine knows the rules of the classes in minigrid, not of any environment: what it does not know exactly is refused
-by name. A subclass may make other levels; one that changes what a step does, sees or pays is refused.
+The engine knows the rules of minigrid's classes. What it does not know exactly is refused by name: a subclass
+may make levels of its own, but not change what a step does, shows or pays.
 
 Rows are described in engine.py. Shapes: N levels, B bytes in a row.
 """
@@ -17,8 +17,16 @@ Rows are described in engine.py. Shapes: N levels, B bytes in a row.
 import contextlib
 import io
 import itertools
-from collections.abc import Iterable
+import math
+import multiprocessing
+import os
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -46,14 +54,17 @@ from minigrid.envs.unlock import UnlockEnv
 from minigrid.envs.unlockpickup import UnlockPickupEnv
 from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from headstart.envs import engine
+from headstart.envs import engine, storage
 from headstart.envs.engine import Rows, state_hash
-from headstart.envs.errors import DataError, UsageError
+from headstart.envs.errors import Busy, DataError, EnvironmentFailed, UsageError
 
 __all__ = ["Levels", "bank", "export_level", "import_level", "level_hash", "split_of", "state_hash"]
 
-SPLITS = ("train", "validation", "test")
+SPLITS = {"test": 2, "validation": 1, "train": 5}  # of eight levels
+BLOCK = 256  # seeds in one file of a bank
+KIND = "headstart levels"
 
 # ---- what the engine knows ----
 RULES = {
@@ -94,7 +105,7 @@ MASK64 = 2**64 - 1
 NUMBER = "headstart_number"  # attribute of an exported object: its number in the row
 
 
-def _check_tail(env: gymnasium.Env) -> int:
+def _rule_of(env: gymnasium.Env) -> int:
     """Return the environment's rule, or raise UsageError with its name and why the engine cannot have it."""
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
@@ -157,12 +168,14 @@ def _refusal(env: gymnasium.Env, why: str) -> UsageError:
 
 
 # ---- BabyAI's instructions ----
+def _clauses(instruction: Any) -> list[Any]:
+    return [instruction.instr_a, instruction.instr_b] if type(instruction) in ORDERS else [instruction]
+
+
 def _leaves(instruction: verifier.Instr) -> list[tuple[int, Any]]:
-    """The single actions asked for, with their places in the row: clause 0 has places 0 and 1, clause 1 has 2 and 3."""
-    ordered = cast(Any, instruction)
-    clauses = [ordered.instr_a, ordered.instr_b] if type(instruction) in ORDERS else [ordered]
+    """The single actions asked for, with their places in the row: 0, 1 in clause 0 and 2, 3 in clause 1."""
     leaves = []
-    for side, clause in enumerate(clauses):
+    for side, clause in enumerate(_clauses(instruction)):
         parts = [clause.instr_a, clause.instr_b] if type(clause) is verifier.AndInstr else [clause]
         leaves += [(2 * side + i, part) for i, part in enumerate(parts)]
     return leaves
@@ -177,11 +190,11 @@ def _descriptions(leaf: Any) -> list[Any]:
 def import_level(env: gymnasium.Env, slots: int | None = None) -> NDArray[np.uint8]:
     """The state of a MiniGrid or BabyAI environment as one row (B,); `env` is only read.
 
-    `slots` is the number of objects that the row has room for. By default, right after `reset`, it is what any level
-    of this environment can need, so that all its rows have the same length.
+    `slots` is the number of objects that the row has room for. By default, right after `reset`, it is what
+    any level of this environment can need, so that all its rows have the same length.
     Raises UsageError for an environment that the engine does not know.
     """
-    rule = _check_tail(env)
+    rule = _rule_of(env)
     u = cast(Any, env.unwrapped)
     width, height = u.grid.width, u.grid.height
     objects = _number_objects(env, rule)
@@ -243,7 +256,7 @@ def _packed(thing: WorldObj | None) -> int:
 
 
 def _reachable(u: Any) -> list[WorldObj]:
-    """The doors, keys, balls and boxes that exist: in the grid row by row, carried, then what is inside boxes."""
+    """The doors, keys, balls and boxes that exist: in the grid row by row, carried, then inside boxes."""
     things = [thing for thing in u.grid.grid if type(thing) in INTERACTIVE]
     if u.carrying is not None:
         things.append(u.carrying)
@@ -254,7 +267,7 @@ def _reachable(u: Any) -> list[WorldObj]:
 
 
 def _number_objects(env: gymnasium.Env, rule: int) -> dict[int, WorldObj]:
-    """number -> object. An object that an export has numbered keeps its number, the others get the free ones."""
+    """number -> object. What an export has numbered keeps its number, the others get the free ones."""
     u = cast(Any, env.unwrapped)
     for kind in {type(thing) for thing in [*u.grid.grid, *_reachable(u)]}:
         if kind is not type(None) and kind not in OBJECT_CLASSES:
@@ -274,7 +287,7 @@ def _number_objects(env: gymnasium.Env, rule: int) -> dict[int, WorldObj]:
 
 
 def _spare_slots(u: Any) -> int:
-    """How many objects more another level of the same environment may have: doors, and the key of a locked room."""
+    """How many more objects another level of this environment may have: doors, the key of a locked room."""
     if not isinstance(u, RoomGrid):
         return 0
     inner_walls = u.num_rows * (u.num_cols - 1) + u.num_cols * (u.num_rows - 1)
@@ -290,10 +303,7 @@ def _import_instruction(row: NDArray[np.uint8], u: Any, number_of: dict[int, int
         first_done = u.instrs.a_done if order == engine.BEFORE else u.instrs.b_done
         row[engine.FIRST_DONE] = first_done == "success"
         row[engine.ORDER_STRICT] = u.instrs.strict
-        clauses = [u.instrs.instr_a, u.instrs.instr_b]
-    else:
-        clauses = [u.instrs]
-    for side, clause in enumerate(clauses):
+    for side, clause in enumerate(_clauses(u.instrs)):
         if type(clause) is verifier.AndInstr:
             row[engine.LEAF_DONE + 2 * side] = clause.a_done == "success"
             row[engine.LEAF_DONE + 2 * side + 1] = clause.b_done == "success"
@@ -348,9 +358,7 @@ def _import_random_state(row: NDArray[np.uint8], u: Any) -> None:
         (engine.INCREMENT_LOW, state["state"]["inc"] & MASK64),
     ):
         _write_number(rng, at, number, 8)
-    if state[
-        "has_uint32"
-    ]:  # otherwise numpy leaves in `uinteger` what it has used before: not part of the state
+    if state["has_uint32"]:  # otherwise `uinteger` is a used number that numpy left there: not state
         _write_number(rng, engine.HALF, state["uinteger"])
         rng[engine.HAS_HALF] = 1
 
@@ -367,7 +375,100 @@ def _read_number(row: NDArray[np.uint8], at: int, size: int = 4) -> int:
     return int.from_bytes(row[at : at + size].tobytes(), "little")
 
 
-# ---- parts of rows (..., B), as views -------------------------------------------------------------------------------
+# ---- export ----
+def export_level(row: NDArray[np.uint8], env_id: str, seed: int) -> gymnasium.Env:
+    """A Python environment in the state of `row` (B,), a state of the level that `reset(seed)` makes.
+
+    The level is made again, its objects are moved to where the row has them, and the result is imported and
+    compared. An episode that has ended is exported as it looks at its end.
+    """
+    env = gymnasium.make(env_id, disable_env_checker=True)
+    _reset(env, seed)
+    rule = _rule_of(env)
+    u = cast(Any, env.unwrapped)
+    mismatch = DataError(f"The row is not a state of the level that {env_id} makes from seed {seed}.")
+    if row[engine.VERSION] != engine.ROW_VERSION:
+        raise DataError(f"A row of version {row[engine.VERSION]} cannot be exported: import the level again.")
+    if (row[engine.RULE], row[engine.WIDTH], row[engine.HEIGHT]) != (rule, u.grid.width, u.grid.height):
+        raise mismatch
+    objects = _number_objects(env, rule)
+    if max(objects, default=0) > row[engine.SLOTS] or row[engine.CARRIED] not in (0, *objects):
+        raise mismatch
+    for number, thing in objects.items():
+        setattr(thing, NUMBER, number)
+    _export_objects(row, u, objects)
+    u.agent_pos = (int(row[engine.AGENT_X]), int(row[engine.AGENT_Y]))
+    u.agent_dir = int(row[engine.DIRECTION])
+    u.step_count = _read_number(row, engine.STEP_COUNT)
+    u.max_steps = _read_number(row, engine.MAX_STEPS)
+    if rule == engine.INSTRUCTION:
+        _export_instruction(row, u, objects)
+    elif rule == engine.OBSTACLES:
+        _export_random_state(row, u)
+    again = import_level(env, slots=int(row[engine.SLOTS]))
+    again[engine.OUTCOME] = row[
+        engine.OUTCOME
+    ]  # a Python environment does not know that its episode has ended
+    if not np.array_equal(again, row):
+        raise mismatch
+    return env
+
+
+def _export_objects(row: NDArray[np.uint8], u: Any, objects: dict[int, WorldObj]) -> None:
+    cells = _cells(row)
+    u.grid.grid = [None if type(thing) in INTERACTIVE else thing for thing in u.grid.grid]
+    for number, thing in objects.items():
+        _, x, y, *_ = _table(row)[number - 1].tolist()
+        if max(x, y) == engine.NOWHERE or _table(row)[number - 1, engine.CODE] == 0:
+            continue  # carried, inside a box, or gone
+        u.grid.set(x, y, thing)
+        thing.cur_pos = (x, y)
+        if isinstance(thing, Door):
+            state = cells[y * u.grid.width + x] % engine.COLOR_STEP
+            thing.is_open, thing.is_locked = bool(state == engine.OPENED), bool(state == engine.LOCKED)
+    carried = objects.get(int(row[engine.CARRIED]))
+    if carried is not None:
+        carried.cur_pos = (-1, -1)
+    u.carrying = carried
+
+
+def _export_instruction(row: NDArray[np.uint8], u: Any, objects: dict[int, WorldObj]) -> None:
+    known = _tail(row).reshape(u.grid.height, u.grid.width)
+    first_done = "success" if row[engine.FIRST_DONE] else False
+    if type(u.instrs) is verifier.BeforeInstr:
+        u.instrs.a_done = first_done
+    elif type(u.instrs) is verifier.AfterInstr:
+        u.instrs.b_done = first_done
+    for side, clause in enumerate(_clauses(u.instrs)):
+        if type(clause) is verifier.AndInstr:
+            clause.a_done, clause.b_done = (
+                "success" if row[engine.LEAF_DONE + 2 * side + i] else False for i in range(2)
+            )
+    for place, leaf in _leaves(u.instrs):
+        leaf.preCarrying = objects.get(int(row[engine.PRE_CARRYING + place]))
+        for i, description in enumerate(_descriptions(leaf)):
+            x_y = np.argwhere(known.T >> 2 * place + i & 1)  # minigrid goes through the columns
+            description.obj_poss = [(int(x), int(y)) for x, y in x_y]
+
+
+def _export_random_state(row: NDArray[np.uint8], u: Any) -> None:
+    rng = _tail(row)
+    state, increment = (
+        _read_number(rng, high, 8) << 64 | _read_number(rng, low, 8)
+        for high, low in (
+            (engine.STATE_HIGH, engine.STATE_LOW),
+            (engine.INCREMENT_HIGH, engine.INCREMENT_LOW),
+        )
+    )
+    u.np_random.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": state, "inc": increment},
+        "has_uint32": int(rng[engine.HAS_HALF]),
+        "uinteger": _read_number(rng, engine.HALF),
+    }
+
+
+# ---- parts of rows (..., B), as views ----
 def _cells(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(..., height * width)"""
     first = rows.reshape(-1, rows.shape[-1])[0]
@@ -384,7 +485,7 @@ def _table(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _tail(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What comes after the objects: known positions (rule INSTRUCTION) or the random state (rule OBSTACLES)."""
+    """What comes after the objects: known positions (INSTRUCTION) or the random state (OBSTACLES)."""
     first = rows.reshape(-1, rows.shape[-1])[0]
     start = engine.HEADER + int(first[engine.WIDTH]) * int(first[engine.HEIGHT])
     return rows[..., start + engine.SLOT * int(first[engine.SLOTS]) :]
@@ -392,8 +493,11 @@ def _tail(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 # ---- hashes and splits ----
 def level_hash(rows: Rows) -> NDArray[np.uint64]:
-    """A 64-bit hash (N,) of what makes each level: cells, objects, agent, rule and instruction of rows (N, B) at the
-    start of an episode. Not of the step count, nor of the random state; and not of the order of equal obstacles."""
+    """A 64-bit hash (N,) of what makes a level, for rows (N, B) at the start of an episode.
+
+    That is cells, objects, agent, rule and instruction; not the step count, nor the random state, nor which
+    of several equal obstacles moves first.
+    """
     header = rows[:, : engine.HEADER].copy()
     for at in (
         engine.VERSION,
@@ -411,8 +515,8 @@ def level_hash(rows: Rows) -> NDArray[np.uint64]:
 
 
 def split_of(hashes: NDArray[np.uint64]) -> NDArray[np.str_]:
-    """The split (N,) that levels belong to: one in four is "test", one in eight "validation", the others "train"."""
-    return np.array(["test", "test", "validation", *["train"] * 5])[(hashes % np.uint64(8)).astype(np.int64)]
+    """The split (N,) that levels belong to: of eight, two are "test", one "validation" and five "train"."""
+    return np.repeat(list(SPLITS), list(SPLITS.values()))[(hashes % np.uint64(8)).astype(np.int64)]
 
 
 # ---- banks ----
@@ -444,40 +548,180 @@ class Levels:
 
 
 def import_seeds(env_id: str, seeds: Iterable[int]) -> Levels:
-    """The levels that `reset(seed)` makes, one for each seed."""
+    """The levels that `reset(seed)` makes, one for each seed, without any cache."""
     env = gymnasium.make(env_id, disable_env_checker=True)
-    rows, missions, made = [], [], []
-    for seed in seeds:
-        with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
-            env.reset(seed=seed)
+    seed = np.array(list(seeds), np.int64)
+    rows = []
+    mission = []
+    for n in seed:
+        _reset(env, int(n))
         rows.append(import_level(env))
-        missions.append(cast(Any, env.unwrapped).mission)
-        made.append(seed)
-    return Levels(env_id, np.stack(rows), np.array(missions), np.array(made, np.int64))
+        mission.append(cast(Any, env.unwrapped).mission)
+    length = max(map(len, rows))
+    if any(len(row) != length for row in rows):
+        raise UsageError(
+            f"{env_id}: its levels need rows of different lengths, so they cannot be one bank. "
+            "Give the environment the same size and number of objects at every reset."
+        )
+    return Levels(env_id, np.stack(rows), np.array(mission), seed)
 
 
-BLOCK = 256  # seeds imported at once
+def bank(
+    env_id: str,
+    split: str,
+    n: int,
+    first_seed: int = 0,
+    *,
+    cache: str | Path | None = None,
+    processes: int | None = None,
+) -> Levels:
+    """The first `n` levels of a split, in the order of their seeds from `first_seed` on.
 
-
-def bank(env_id: str, split: str, n: int, first_seed: int = 0) -> Levels:
-    """The first `n` levels of a split, in the order of their seeds from `first_seed` on."""
+    Seeds are imported in blocks of 256 by `processes` processes (default: one for each core) and kept in
+    `cache` (default: $HEADSTART_CACHE, else ~/.cache/headstart), where all splits share them. Every call
+    makes one of the levels again and compares: a bank that no longer fits its environment is refused.
+    """
     if split not in SPLITS:
         raise UsageError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
-    blocks, found, seed = [], 0, first_seed
+    if n < 1 or first_seed < 0:
+        raise UsageError(f"A bank needs n >= 1 and first_seed >= 0, not n={n} and first_seed={first_seed}.")
+    blocks = _Blocks(env_id, Path(cache) if cache is not None else default_cache(), processes)
+    share = SPLITS[split] / 8
+    parts: list[Levels] = []
+    block, found = first_seed // BLOCK, 0
     while found < n:
-        block = import_seeds(env_id, range(seed, seed + BLOCK))
-        block = block[split_of(level_hash(block.rows)) == split]
-        blocks.append(block)
-        found, seed = found + len(block), seed + BLOCK
-        if found == 0 and seed - first_seed >= 1024:
+        wanted = math.ceil((n - found) / (BLOCK * share))
+        for levels in blocks.get(range(block, block + wanted)):
+            chosen = (split_of(level_hash(levels.rows)) == split) & (levels.seed >= first_seed)
+            parts.append(levels[chosen])
+        block, found = block + wanted, sum(map(len, parts))
+        if found == 0 and block * BLOCK - first_seed >= 4 * BLOCK:
             raise DataError(
-                f"{env_id} has no level in the split {split!r}: none in {seed - first_seed} seeds. "
-                "It makes too few different levels to be split; use an id with random levels."
+                f"{env_id}: no level is in the split {split!r}, among {block * BLOCK - first_seed} seeds. "
+                "It has too few different levels to be split: use an environment whose levels vary."
             )
-    return Levels(
-        env_id,
-        *(
-            np.concatenate([getattr(block, name) for block in blocks])[:n]
-            for name in ("rows", "mission", "seed")
-        ),
+    if len({part.rows.shape[1] for part in parts}) > 1:
+        raise UsageError(f"{env_id}: its levels need rows of different lengths, so they cannot be one bank.")
+    rows, mission, seed = (
+        np.concatenate([getattr(part, name) for part in parts])[:n] for name in ("rows", "mission", "seed")
     )
+    blocks.check(Levels(env_id, rows, mission, seed))
+    return Levels(env_id, rows, mission, seed)
+
+
+def default_cache() -> Path:
+    """Where banks are kept: $HEADSTART_CACHE, else the user's cache directory."""
+    chosen = os.environ.get("HEADSTART_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
+
+
+class _Blocks:
+    """The cached levels of one environment: block k has the seeds from k * BLOCK on, and is one file."""
+
+    def __init__(self, env_id: str, cache: Path, processes: int | None) -> None:
+        self.env_id = env_id
+        self.processes = processes or len(os.sched_getaffinity(0))
+        minigrid = version("minigrid")
+        name = env_id.replace("/", "-").replace(":", "-")
+        self.directory = cache / "levels" / f"{name} rows {engine.ROW_VERSION} minigrid {minigrid}"
+        spec = gymnasium.spec(env_id)
+        maker = cast(Any, spec.entry_point)
+        maker = maker if isinstance(maker, str) else f"{maker.__module__}:{maker.__qualname__}"
+        self.facts = {"env_id": env_id, "made_by": f"{maker} {spec.kwargs}", "minigrid": minigrid}
+
+    def get(self, numbers: range) -> list[Levels]:
+        missing = [number for number in numbers if not storage.exists(self._path(number))]
+        if missing:
+            with self._writer():
+                self._build([number for number in missing if not storage.exists(self._path(number))])
+        return [self._load(number) for number in numbers]
+
+    def check(self, levels: Levels) -> None:
+        """Make one level again: code that was changed under the same name and version shows here."""
+        again = import_seeds(self.env_id, levels.seed[:1].tolist())
+        if not np.array_equal(again.rows, levels.rows[:1]) or again.mission[0] != levels.mission[0]:
+            raise DataError(
+                f"{self.directory}: {self.env_id} makes another level of seed {levels.seed[0]} now than when "
+                "this bank was made: its code has changed. Delete the directory, and the bank is made anew."
+            )
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"{number:06d}.npz"
+
+    def _build(self, numbers: list[int]) -> None:
+        bar = tqdm(
+            total=len(numbers) * BLOCK, desc=f"levels of {self.env_id}", unit="level", delay=2, disable=None
+        )
+        with bar, contextlib.ExitStack() as stack:
+            workers = min(self.processes, len(numbers))
+            if workers > 1:
+                # fork: the children know what the caller has registered, and need no __main__ guard
+                context = multiprocessing.get_context("fork")
+                imported = stack.enter_context(ProcessPoolExecutor(workers, context)).map
+            else:
+                imported = map
+            for number, levels in zip(numbers, imported(self._import, numbers), strict=True):
+                self._save(number, levels)
+                bar.update(BLOCK)
+
+    def _import(self, number: int) -> Levels:
+        return import_seeds(self.env_id, range(number * BLOCK, (number + 1) * BLOCK))
+
+    def _save(self, number: int, levels: Levels) -> None:
+        """Rows and missions are compressed: grids are mostly walls, and one level's row is like the next."""
+        text = "\n".join(levels.mission).encode()
+        arrays = {
+            "rows": np.frombuffer(zlib.compress(levels.rows.tobytes(), 1), np.uint8),
+            "mission": np.frombuffer(zlib.compress(text), np.uint8),
+        }
+        facts = {**self.facts, "row_length": levels.rows.shape[1], "mission_length": len(text)}
+        storage.save_arrays(self._path(number), arrays, kind=KIND, schema=engine.ROW_VERSION, meta=facts)
+
+    def _load(self, number: int) -> Levels:
+        path = self._path(number)
+        arrays, facts = storage.load_arrays(path, kind=KIND, schema=engine.ROW_VERSION)
+        for name, fact in self.facts.items():
+            if facts.get(name) != fact:
+                raise DataError(
+                    f"{path}: has levels of {name} {facts.get(name)!r}, not {fact!r}. "
+                    f"Delete {self.directory}, and the bank is made anew."
+                )
+        rows = _decompress(arrays["rows"], BLOCK * facts["row_length"])
+        mission = _decompress(arrays["mission"], facts["mission_length"]).decode().split("\n")
+        return Levels(
+            self.env_id,
+            np.frombuffer(rows, np.uint8).reshape(BLOCK, facts["row_length"]),
+            np.array(mission),
+            np.arange(number * BLOCK, (number + 1) * BLOCK),
+        )
+
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[None]:
+        """Hold the directory's lock; another process that makes the same bank is waited for."""
+        while True:
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(storage.lock(self.directory))
+                except Busy:
+                    time.sleep(0.1)
+                    continue
+                yield
+                return
+
+
+def _decompress(content: NDArray[np.uint8], size: int) -> bytes:
+    """Never more than the size that the manifest states."""
+    return zlib.decompressobj().decompress(content.tobytes(), size)
+
+
+def _reset(env: gymnasium.Env, seed: int) -> None:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
+            env.reset(seed=seed)
+    except Exception as error:
+        name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        raise EnvironmentFailed(
+            f"{name}: reset(seed={seed}) raised {type(error).__name__}: {error}"
+        ) from error
