@@ -302,15 +302,15 @@ def _pcg32(row, at):
 @njit
 def _random_integer(row, at, low, high):
     """`Generator.integers(low, high)` for small ranges: Lemire's method, as numpy has it."""
-    span = high - low
-    if span <= 1:
+    if high - low <= 1:
         return low  # numpy draws nothing either
-    product = _pcg32(row, at) * span
-    if product & 0xFFFFFFFF < span:
-        threshold = (0xFFFFFFFF - (span - 1)) % span
-        while product & 0xFFFFFFFF < threshold:
-            product = _pcg32(row, at) * span
-    return low + (product >> 32)
+    span, low32, shift = np.uint64(high - low), np.uint64(0xFFFFFFFF), np.uint64(32)
+    product = np.uint64(_pcg32(row, at)) * span
+    if product & low32 < span:
+        threshold = (low32 - (span - np.uint64(1))) % span
+        while product & low32 < threshold:
+            product = np.uint64(_pcg32(row, at)) * span
+    return low + np.int64(product >> shift)
 
 
 @njit

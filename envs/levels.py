@@ -293,7 +293,13 @@ def _spare_slots(u: Any) -> int:
     inner_walls = u.num_rows * (u.num_cols - 1) + u.num_cols * (u.num_rows - 1)
     doors = sum(type(thing) is Door for thing in u.grid.grid)
     spare_key = isinstance(u, LevelGen) and u.locked_room_prob > 0 and u.locked_room is None
-    return inner_walls - doors + spare_key
+    covered = 0
+    if isinstance(u, ObstructedMazeEnv):  # a ball in front of a door may have replaced a box with a key in it
+        things = _reachable(u)
+        locked = sum(isinstance(thing, Door) and thing.is_locked for thing in things)
+        keys = sum(isinstance(thing, Key) for thing in things)
+        covered = (locked - keys) * (2 if cast(Any, u).key_in_box else 1)
+    return inner_walls - doors + spare_key + covered
 
 
 def _import_instruction(row: NDArray[np.uint8], u: Any, number_of: dict[int, int]) -> None:
