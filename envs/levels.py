@@ -107,13 +107,14 @@ NUMBER = "headstart_number"  # attribute of an exported object: its number in th
 
 def _rule_of(env: gymnasium.Env) -> int:
     """Return the environment's rule, or raise UsageError with its name and why the engine cannot have it."""
+    if not isinstance(env.unwrapped, MiniGridEnv):
+        raise _refusal(env, f"{type(env.unwrapped).__name__} is not a MiniGrid or BabyAI environment")
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
         if type(layer) not in TRANSPARENT_WRAPPERS:
             raise _refusal(env, f"its wrapper {type(layer).__name__} may change what a step does or shows")
         layer = layer.env
-    if not isinstance(layer, MiniGridEnv):
-        raise _refusal(env, f"{type(layer).__name__} is not a MiniGrid or BabyAI environment")
+    layer = env.unwrapped
     kind = type(layer)
     if kind.step not in RULES or "step" in vars(layer):
         raise _refusal(env, f"{kind.__name__} has a step() of its own, whose rule is unknown")
