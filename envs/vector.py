@@ -153,6 +153,11 @@ class HeadstartVecEnv(Episodes, VecEnv):
     def __init__(
         self, levels: Levels, n_envs: int = 64, *, seed: int = 0, history: int = 4, horizon: int | None = None
     ):
+        if history == 0:
+            raise UsageError(
+                f"{levels.env_id}: history=0 has no past actions, and Stable-Baselines3 cannot reshape an "
+                "empty array. Use history >= 1, with a policy that does not look at the past."
+            )
         Episodes.__init__(self, levels, n_envs, np.random.default_rng(seed), history=history, horizon=horizon)
         VecEnv.__init__(self, n_envs, self._observation_space(), spaces.Discrete(engine.N_ACTIONS))
         self.spec = gymnasium.spec(levels.env_id)
