@@ -152,13 +152,21 @@ class _Announce(event.Listener):
     def on_start(self, event: Any) -> None:
         if not self.said and event.data["dispatcher"].py_func.__module__ == __name__:
             self.said = True
-            print("headstart: compiling the engine (only this once)", file=sys.stderr, flush=True)
+            print("headstart: compiling the engine, once", file=sys.stderr, flush=True)
 
     def on_end(self, event: Any) -> None:
         pass
 
 
 event.register("numba:compile", _Announce())
+
+
+def _kernel(function: Any) -> Any:
+    """Compile at the first call; cache in __pycache__, the user's cache directory or $NUMBA_CACHE_DIR."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # none of them can be written to: every process compiles, and says so
+        return njit(nogil=True)(function)
 
 
 # ---- reading and writing a row ----
@@ -168,29 +176,28 @@ def _get(row, at):
     return np.int64(row[at])
 
 
-@njit
-def _get32(row, at):
-    return _get(row, at) | _get(row, at + 1) << 8 | _get(row, at + 2) << 16 | _get(row, at + 3) << 24
-
-
-@njit
-def _put32(row, at, value):
-    for i in range(4):
-        row[at + i] = value >> (8 * i) & 255
-
-
-@njit
-def _get64(row, at):
+@njit(inline="always")
+def _read(row, at, size):
     value = np.uint64(0)
-    for i in range(8):
+    for i in range(size):
         value |= np.uint64(row[at + i]) << np.uint64(8 * i)
     return value
 
 
-@njit
-def _put64(row, at, value):
-    for i in range(8):
+@njit(inline="always")
+def _write(row, at, size, value):
+    for i in range(size):
         row[at + i] = np.uint8(value >> np.uint64(8 * i) & np.uint64(255))
+
+
+@njit
+def _get32(row, at):
+    return np.int64(_read(row, at, 4))
+
+
+@njit
+def _put32(row, at, value):
+    _write(row, at, 4, np.uint64(value))
 
 
 @njit
@@ -257,6 +264,30 @@ def _take_away(row, number):
 
 
 # ---- random numbers: numpy's ----
+# While it is used, the random state is an array of six numbers. Two 64-bit halves make one 128-bit number.
+HIGH, LOW, ADD_HIGH, ADD_LOW, SPARE, HAS_SPARE = 0, 1, 2, 3, 4, 5
+
+
+@njit
+def _random_state(row):
+    at = _after_slots(row)
+    rng = np.empty(6, np.uint64)
+    for i in range(4):
+        rng[i] = _read(row, at + 8 * i, 8)
+    rng[SPARE] = _read(row, at + HALF, 4)
+    rng[HAS_SPARE] = row[at + HAS_HALF]
+    return rng
+
+
+@njit
+def _keep_random_state(row, rng):
+    at = _after_slots(row)
+    for i in range(4):
+        _write(row, at + 8 * i, 8, rng[i])
+    _write(row, at + HALF, 4, rng[SPARE])
+    row[at + HAS_HALF] = rng[HAS_SPARE]
+
+
 @njit
 def _multiply_high(a, b):
     """The high 64 bits of the product of two 64-bit numbers."""
@@ -268,63 +299,52 @@ def _multiply_high(a, b):
 
 
 @njit
-def _pcg64(row, at):
+def _pcg64(rng):
     """The next 64 random bits of numpy's PCG64 (`pcg64_next64`: 128-bit linear congruence, then XSL-RR)."""
     multiplier_high, multiplier_low = np.uint64(0x2360ED051FC65DA4), np.uint64(0x4385DF649FCCF645)
-    high, low = _get64(row, at + STATE_HIGH), _get64(row, at + STATE_LOW)
-    high = _multiply_high(low, multiplier_low) + high * multiplier_low + low * multiplier_high
-    low = low * multiplier_low
-    increment_low = _get64(row, at + INCREMENT_LOW)
-    low += increment_low
-    high += _get64(row, at + INCREMENT_HIGH)
-    if low < increment_low:  # carry
-        high += np.uint64(1)
-    _put64(row, at + STATE_HIGH, high)
-    _put64(row, at + STATE_LOW, low)
+    high = _multiply_high(rng[LOW], multiplier_low) + rng[HIGH] * multiplier_low + rng[LOW] * multiplier_high
+    low = rng[LOW] * multiplier_low + rng[ADD_LOW]
+    high += rng[ADD_HIGH] + np.uint64(low < rng[ADD_LOW])  # the sum of the low halves may carry
+    rng[HIGH], rng[LOW] = high, low
     folded, turn = high ^ low, high >> np.uint64(58)
     return folded >> turn | folded << (np.uint64(64) - turn & np.uint64(63))
 
 
 @njit
-def _pcg32(row, at):
+def _pcg32(rng):
     """The next 32 random bits: numpy uses the low half first and keeps the high half (`pcg64_next32`)."""
-    if row[at + HAS_HALF]:
-        half = _get32(row, at + HALF)
-        row[at + HAS_HALF] = 0
-        _put32(row, at + HALF, 0)  # a used number is not state
-        return half
-    bits = _pcg64(row, at)
-    row[at + HAS_HALF] = 1
-    _put32(row, at + HALF, np.int64(bits >> np.uint64(32)))
-    return np.int64(bits & np.uint64(0xFFFFFFFF))
+    if rng[HAS_SPARE]:
+        bits = rng[SPARE]
+        rng[SPARE], rng[HAS_SPARE] = 0, 0  # a used number is not state
+        return bits
+    bits = _pcg64(rng)
+    rng[SPARE], rng[HAS_SPARE] = bits >> np.uint64(32), 1
+    return bits & np.uint64(0xFFFFFFFF)
 
 
 @njit
-def _random_integer(row, at, low, high):
-    """`Generator.integers(low, high)` for small ranges: Lemire's method, as numpy has it."""
+def _random_integer(rng, low, high):
+    """`Generator.integers(low, high)` for ranges below 2**32: Lemire's method, as numpy has it."""
     if high - low <= 1:
         return low  # numpy draws nothing either
     span, low32, shift = np.uint64(high - low), np.uint64(0xFFFFFFFF), np.uint64(32)
-    product = np.uint64(_pcg32(row, at)) * span
+    product = _pcg32(rng) * span
     if product & low32 < span:
         threshold = (low32 - (span - np.uint64(1))) % span
         while product & low32 < threshold:
-            product = np.uint64(_pcg32(row, at)) * span
+            product = _pcg32(rng) * span
     return low + np.int64(product >> shift)
 
 
 @njit
 def _reseed_row(row, seed):
-    """An independent stream of random numbers: four splitmix64 outputs as state and increment."""
-    at = _after_slots(row)
+    """An independent stream of random numbers: outputs of splitmix64 as state and increment."""
+    rng = np.zeros(6, np.uint64)
     for i in range(4):
         seed += np.uint64(0x9E3779B97F4A7C15)
-        bits = _mix(seed)
-        if i == 3:
-            bits |= np.uint64(1)  # the increment must be odd
-        _put64(row, at + 8 * i, bits)
-    row[at + HAS_HALF] = 0
-    _put32(row, at + HALF, 0)
+        rng[i] = _mix(seed)
+    rng[ADD_LOW] |= np.uint64(1)  # the increment must be odd
+    _keep_random_state(row, rng)
 
 
 @njit
@@ -339,7 +359,7 @@ def _mix(bits):
 @njit
 def _move_obstacles(row):
     """The loop at the start of `DynamicObstaclesEnv.step`; its `place_obj` gives up after 101 tries."""
-    rng = _after_slots(row)
+    rng = _random_state(row)
     for number in range(1, _get(row, SLOTS) + 1):
         slot = _slot(row, number)
         if row[slot + CODE] == 0:
@@ -347,13 +367,14 @@ def _move_obstacles(row):
         old_x, old_y = _get(row, slot + X), _get(row, slot + Y)
         top_x, top_y = max(old_x - 1, 0), max(old_y - 1, 0)
         for _ in range(101):
-            x = _random_integer(row, rng, top_x, min(top_x + 3, _get(row, WIDTH)))
-            y = _random_integer(row, rng, top_y, min(top_y + 3, _get(row, HEIGHT)))
+            x = _random_integer(rng, top_x, min(top_x + 3, _get(row, WIDTH)))
+            y = _random_integer(rng, top_y, min(top_y + 3, _get(row, HEIGHT)))
             on_agent = x == _get(row, AGENT_X) and y == _get(row, AGENT_Y)
             if row[_cell(row, x, y)] == EMPTY and not on_agent:
                 _place(row, number, x, y)
                 row[_cell(row, old_x, old_y)] = EMPTY
                 break
+    _keep_random_state(row, rng)
 
 
 @njit
@@ -625,25 +646,26 @@ def _observe_row(row, frame):
 
 
 # ---- kernels over many rows ----
-@njit(cache=True, nogil=True)
+@_kernel
 def _step_rows(rows, action, terminated, truncated):
     for n in range(rows.shape[0]):
         terminated[n], truncated[n] = _step_row(rows[n], action[n])
 
 
-@njit(cache=True, nogil=True)
+@_kernel
 def _observe_rows(rows, frame):
     for n in range(rows.shape[0]):
         _observe_row(rows[n], frame[n])
 
 
-@njit(cache=True, nogil=True)
+@_kernel
 def _branch_rows(rows, action, independent, seed, frame, terminated, truncated):
     n_rows, k, horizon = action.shape
     row = np.empty(rows.shape[1], np.uint8)
     for n in range(n_rows):
         for alternative in range(k):
-            row[:] = rows[n]
+            for i in range(len(row)):  # faster than a slice in numba
+                row[i] = rows[n, i]
             if independent:
                 _reseed_row(row, _mix(seed + np.uint64(n * k + alternative + 1)))
             ended = False
@@ -660,13 +682,13 @@ def _branch_rows(rows, action, independent, seed, frame, terminated, truncated):
                     _observe_row(row, frame[n, alternative, h])
 
 
-@njit(cache=True, nogil=True)
+@_kernel
 def _reseed_rows(rows, seed):
     for n in range(rows.shape[0]):
         _reseed_row(rows[n], _mix(seed + np.uint64(n + 1)))
 
 
-@njit(cache=True, nogil=True)
+@_kernel
 def _hash_rows(rows, weights, out):
     for n in range(rows.shape[0]):
         total = np.uint64(0)
