@@ -189,7 +189,12 @@ def test_resume_is_exact(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("levels", "n_envs", "horizon", "named"),
-    [(LEVELS[GO_TO], 5, 20, "n_envs"), (LEVELS[GO_TO], 4, 21, "_seen"), (LEVELS[GO_TO][:11], 4, 20, "bank")],
+    [
+        (LEVELS[GO_TO], 5, 20, "n_envs"),
+        (LEVELS[GO_TO], 4, 21, "_seen"),
+        (LEVELS[GO_TO][:11], 4, 20, "bank"),
+        (LEVELS[GO_TO][::-1], 4, 20, "bank"),
+    ],
 )
 def test_states_of_something_else_are_refused(levels, n_envs: int, horizon: int, named: str) -> None:
     state = HeadstartVecEnv(LEVELS[GO_TO], 4, horizon=20).state_dict()
