@@ -1,0 +1,581 @@
+"""Forking any other Gymnasium environment: by deepcopy, by pickle, or by replay of its seed and actions.
+
+    fork = choose_fork_mode(make_env)               # tries which modes are exact, or refuses with the reason
+    states = CopiedStates(make_env, seeds=range(64), mode=fork.mode)
+    simulator = Simulator(states, history=4, horizon=200)
+
+What the engine knows is forked a thousand times faster there (engine.py). This is for the rest: MiniGrid with
+a wrapper or a rule of its own, and any environment that runs in Python.
+
+A fork is exact if it cannot be told from the original and neither disturbs the other. That is tried, not
+assumed: episodes of random actions are played and forked on the way, and copies, copies of copies and
+originals have to show what the same episode showed without forks. An environment that draws random numbers
+from a place that its copies share, such as `np.random`, fails this. So does one that does not repeat itself.
+
+Legend: N states, F bytes of a frame, L mission tokens.
+"""
+
+import contextlib
+import copy
+import functools
+import hashlib
+import io
+import pickle
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from minigrid.core.mission import MissionSpace
+from numpy.typing import NDArray
+
+from headstart.envs import engine, missions
+from headstart.envs.errors import Diverged, EnvironmentFailed, UsageError
+
+__all__ = ["CopiedStates", "Episode", "ForkMode", "ForkReport", "FrameReader", "choose_fork_mode"]
+
+MakeEnv = Callable[[], gymnasium.Env]
+ForkMode = Literal["deepcopy", "pickle", "replay"]
+MODES: tuple[ForkMode, ...] = get_args(ForkMode)
+SHOWN_ACTIONS = 30  # of the actions that led to an error
+ALTERNATIVES = 4  # copies of one state that are timed, about as many as an agent has actions
+EPISODES = range(2, 21)  # how many episodes the self-check may play
+UNREADABLE = "unreadable"
+
+
+# ---- one environment ----
+class Episode:
+    """A Python environment in the middle of an episode, with the seed and the actions that led there.
+
+    `reward` is what the environment returned, and is not looked at here. A `shared` episode is held by
+    several states and never stepped again: who wants to go on forks it first.
+    """
+
+    def __init__(self, make_env: MakeEnv, seed: int) -> None:
+        self.make_env, self.seed = make_env, seed
+        self.actions: list[Any] = []
+        self.reward: Any = 0.0
+        self.terminated = self.truncated = self.shared = False
+        self._pickled: bytes | None = None
+        self.env = _make(make_env)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
+                self.obs, self.info = self.env.reset(seed=seed)
+        except Exception as error:
+            raise self.failed("reset()", error) from error
+
+    @property
+    def name(self) -> str:
+        return _name(self.env)
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
+
+    def step(self, action: Any) -> None:
+        self._pickled = None
+        try:
+            self.obs, self.reward, terminated, truncated, self.info = self.env.step(action)
+        except Exception as error:
+            raise self.failed(f"step({action})", error) from error
+        self.actions.append(action)
+        self.terminated, self.truncated = bool(terminated), bool(truncated)
+
+    def fork(self, mode: ForkMode) -> "Episode":
+        """Another environment in the same state. Raises whatever the environment raises when it is copied."""
+        if mode == "replay":
+            other = Episode(self.make_env, self.seed)
+            for action in self.actions:
+                other.step(action)
+            return other
+        other = copy.copy(self)
+        other.shared, other._pickled, other.actions = False, None, list(self.actions)
+        if mode == "deepcopy":
+            other.env = copy.deepcopy(self.env)
+        else:
+            self._pickled = self._pickled or pickle.dumps(self.env, pickle.HIGHEST_PROTOCOL)
+            other.env = pickle.loads(self._pickled)  # noqa: S301  these bytes have never left this process
+        return other
+
+    def failed(self, what: str, why: object) -> EnvironmentFailed:
+        """The error that says where this environment failed."""
+        why = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
+        return EnvironmentFailed(f"{self.name}: {what} failed {self.where()}: {why}")
+
+    def where(self) -> str:
+        actions = ", ".join(map(str, self.actions[-SHOWN_ACTIONS:]))
+        after = (
+            f" after the actions {'... ' * (len(self.actions) > SHOWN_ACTIONS)}{actions}" if actions else ""
+        )
+        return f"in the episode of seed {self.seed}, step {len(self.actions)}{after}"
+
+
+def _make(make_env: MakeEnv) -> gymnasium.Env:
+    try:
+        env = make_env()
+    except Exception as error:
+        raise EnvironmentFailed(f"make_env() raised {type(error).__name__}: {error}") from error
+    if not isinstance(env, gymnasium.Env):
+        raise UsageError(
+            f"make_env() returned a {type(env).__name__}, not a gymnasium.Env: "
+            "give a function without arguments that returns a new environment."
+        )
+    return env
+
+
+def _name(env: gymnasium.Env) -> str:
+    spec = env.unwrapped.spec
+    return spec.id if spec else type(env.unwrapped).__name__
+
+
+# ---- the self-check ----
+@dataclass(frozen=True)
+class ForkReport:
+    """Which ways to fork an environment are exact.
+
+    mode: the fastest exact one.
+    branches_per_second: of every exact one; a branch is a copy and one step.
+    refused: why the others are not exact.
+    episodes, states: how many episodes were played, and how many of their states were forked.
+    rewards_compared: false where the rewards cannot be read as numbers. Only this check ever compares them.
+    """
+
+    mode: ForkMode
+    branches_per_second: dict[ForkMode, float]
+    refused: dict[ForkMode, str]
+    episodes: int
+    states: int
+    rewards_compared: bool
+
+
+class _Moment(NamedTuple):
+    """What an environment shows after a step, in a form that can be compared exactly."""
+
+    observation: bytes
+    reward: str
+    terminated: bool
+    truncated: bool
+
+
+class _Trace(NamedTuple):
+    """An episode as it is when nobody forks it; moment 0 is after reset()."""
+
+    seed: int
+    actions: list[Any]
+    moments: list[_Moment]
+
+
+class _Inexact(Exception):
+    """A mode of forking has been refuted; the message says by what."""
+
+
+def choose_fork_mode(
+    make_env: MakeEnv, *, seed: int = 0, steps: int = 1000, states: int = 12, horizon: int = 8
+) -> ForkReport:
+    """Find out by trying how `make_env()` can be forked.
+
+    Episodes of random actions are played from `seed` on, until they have `steps` steps together. At about
+    `states` of their states, every episode's first and last among them, copies are made and followed for
+    `horizon` steps. Randomness that is too rare to show there is missed: raise the numbers to be surer.
+    Raises EnvironmentFailed, with the reasons, if the environment does not repeat itself or no mode is exact.
+    """
+    traces: list[_Trace] = []
+    left = steps
+    while len(traces) < EPISODES.start or (left > 0 and len(traces) < EPISODES.stop - 1):
+        traces.append(_play(make_env, seed + len(traces), steps))
+        left -= len(traces[-1].actions)
+    for trace in traces:
+        _check_repeats(make_env, trace)
+    rng = np.random.default_rng(seed)
+    chosen = [_sample(len(trace.actions), states // len(traces), rng) for trace in traces]
+    speed: dict[ForkMode, float] = {}
+    refused: dict[ForkMode, str] = {}
+    for mode in MODES:
+        try:
+            seconds = [_prove(make_env, mode, *one, horizon) for one in zip(traces, chosen, strict=True)]
+            speed[mode] = ALTERNATIVES * sum(map(len, chosen)) / sum(seconds)
+        except _Inexact as flaw:
+            refused[mode] = str(flaw)
+    if not speed:
+        reasons = "".join(f"\n  {mode}: {why}" for mode, why in refused.items())
+        raise EnvironmentFailed(
+            f"{_name(_make(make_env))} cannot be forked, because no copy of it is exact:{reasons}\n"
+            "Keep all that changes in attributes of the environment, and none of it in modules or classes."
+        )
+    best = max(speed, key=lambda mode: speed[mode])
+    readable = all(moment.reward != UNREADABLE for trace in traces for moment in trace.moments)
+    return ForkReport(best, speed, refused, len(traces), sum(map(len, chosen)), readable)
+
+
+def _sample(n: int, states: int, rng: np.random.Generator) -> set[int]:
+    """Some of n states, with the first and the last, after which a time limit strikes."""
+    return {0, n - 1, *rng.integers(n, size=max(0, states - 2)).tolist()}
+
+
+def _play(make_env: MakeEnv, seed: int, steps: int) -> _Trace:
+    episode = Episode(make_env, seed)
+    sample = _sampler(episode.env, seed)
+    moments = [_moment(episode)]
+    while not episode.ended and len(episode.actions) < steps:
+        before = _global_generators()
+        episode.step(sample())
+        drawn = [name for name, state in _global_generators().items() if before.get(name, state) != state]
+        if drawn:
+            raise EnvironmentFailed(
+                f"{episode.name} cannot be forked: its step() draws from the global generator of {drawn[0]}, "
+                f"which all copies share ({episode.where()}). Draw from self.np_random instead."
+            )
+        moments.append(_moment(episode))
+    return _Trace(seed, episode.actions, moments)
+
+
+def _sampler(env: gymnasium.Env, seed: int) -> Callable[[], Any]:
+    """Random actions, from a copy of the space: the environment's own may be part of its state."""
+    space = copy.deepcopy(env.action_space)
+    space.seed(seed)
+    return space.sample
+
+
+def _global_generators() -> dict[str, object]:
+    """The state of every random generator that a copy of an environment would share with the original."""
+    legacy = cast(dict, np.random.get_state(legacy=False))  # noqa: NPY002  read, not used
+    states: dict[str, object] = {
+        "random": random.getstate(),
+        "np.random": (legacy["state"]["key"].tobytes(), legacy["state"]["pos"], legacy["has_gauss"]),
+    }
+    if "torch" in sys.modules:
+        states["torch"] = sys.modules["torch"].get_rng_state().numpy().tobytes()
+    return states
+
+
+def _moment(episode: Episode) -> _Moment:
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(digest.update, episode.obs)
+    try:
+        reward = repr(float(episode.reward))
+    except Exception:  # whatever a reward that must not be read raises: do without
+        reward = UNREADABLE
+    return _Moment(digest.digest(), reward, episode.terminated, episode.truncated)
+
+
+def _feed(update: Callable[[bytes], None], value: Any) -> None:
+    """Every bit of an observation, with what is needed to tell apart observations of equal bits."""
+    if isinstance(value, dict):
+        value = [part for item in sorted(value.items()) for part in item]
+    if isinstance(value, list | tuple):
+        update(f"{len(value)} parts".encode())
+        for part in value:
+            _feed(update, part)
+        return
+    array = np.asarray(value)
+    update(f"{array.dtype} {array.shape}".encode())
+    update(repr(value).encode() if array.dtype == object else array.tobytes())
+
+
+def _check_repeats(make_env: MakeEnv, trace: _Trace) -> None:
+    episode = Episode(make_env, trace.seed)
+    for step, moment in enumerate(trace.moments):
+        if step:
+            episode.step(trace.actions[step - 1])
+        for what in _differences(_moment(episode), moment):
+            place = f"step {step}" if step else "reset()"
+            raise EnvironmentFailed(
+                f"{episode.name} does not repeat itself: with seed {trace.seed} and the same actions, {what} "
+                f"after {place} was another one the second time. Draw all that is random from "
+                "self.np_random, which reset(seed=...) seeds, and keep nothing outside the environment."
+            )
+
+
+def _differences(moment: _Moment, expected: _Moment) -> Iterator[str]:
+    for name, one, other in zip(_Moment._fields, moment, expected, strict=True):
+        if one != other:
+            yield name
+
+
+def _prove(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horizon: int) -> float:
+    """Seconds that the branches of this episode took. Raises _Inexact if anybody can notice the forks."""
+    try:
+        return _follow(make_env, mode, trace, at, horizon)
+    except _Inexact:
+        raise
+    except (
+        Exception
+    ) as error:  # the episode itself raised nothing when it was played: the copies are to blame
+        raise _Inexact(f"{type(error).__name__}: {error}") from error
+
+
+def _follow(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horizon: int) -> float:
+    original = Episode(make_env, trace.seed)
+    sample = _sampler(original.env, trace.seed + 1)
+    seconds = 0.0
+    for step, action in enumerate(trace.actions):
+        if step in at:
+            start = time.perf_counter()
+            strays = [original.fork(mode) for _ in range(ALTERNATIVES)]
+            for stray in strays:
+                stray.step(sample())
+            seconds += time.perf_counter() - start
+            follower = original.fork(mode).fork(mode)
+            for _ in range(horizon):  # goes elsewhere, which nobody else may notice
+                if not strays[0].ended:
+                    strays[0].step(sample())
+            for later in range(step, min(step + horizon, len(trace.actions))):
+                follower.step(trace.actions[later])
+                for what in _differences(_moment(follower), trace.moments[later + 1]):
+                    raise _Inexact(
+                        f"with seed {trace.seed}, a copy made after step {step} has another {what} than "
+                        f"the original after step {later + 1}"
+                    )
+        original.step(action)
+        for what in _differences(_moment(original), trace.moments[step + 1]):
+            raise _Inexact(
+                f"with seed {trace.seed}, its copies disturb the original: it has another {what} than "
+                f"without them after step {step + 1}"
+            )
+    return seconds
+
+
+# ---- what an agent sees ----
+class FrameReader:
+    """Turns the observations of an environment into frames (F,) and mission tokens (L,), both uint8.
+
+    MiniGrid's image and direction become the engine's packed frame, so that the same policy reads both. The
+    bytes of everything else follow one another: a Discrete observation as a little-endian number, counted
+    from its start, in as few bytes as the space needs; Box, MultiDiscrete and MultiBinary as they are stored.
+    So a float is four bytes of a frame, fit to be compared, and has to be viewed as float32 to be learned
+    from. Text has to be the entry `mission` and in MiniGrid's words; without it L is 0.
+    """
+
+    def __init__(self, env: gymnasium.Env, mission_length: int | None = None) -> None:
+        space = env.observation_space
+        entries = space.spaces if isinstance(space, spaces.Dict) else {}
+        self.has_mission = isinstance(entries.get("mission"), MissionSpace | spaces.Text)
+        self.mission_length = 0
+        if self.has_mission:
+            self.mission_length = _mission_length(env) if mission_length is None else mission_length
+        self.is_grid = (
+            self.has_mission
+            and set(entries) == {"image", "direction", "mission"}
+            and entries["image"].shape == (engine.VIEW, engine.VIEW, 3)
+            and entries["image"].dtype == np.uint8
+        )
+        self._parts = [part for part in _parts(space) if not (self.has_mission and part[0] == ("mission",))]
+        for path, part in self._parts:
+            if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+                name = "".join(f"[{key!r}]" for key in path)
+                raise UsageError(
+                    f"{_name(env)}: its observation{name} is a {type(part).__name__}, which no frame "
+                    "can hold. Use a wrapper that turns it into a Box or a Discrete."
+                )
+        self.width = engine.FRAME if self.is_grid else sum(_n_bytes(part) for _, part in self._parts)
+
+    def read(self, episode: Episode) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Frame and mission of what `episode` shows now."""
+        obs = episode.obs
+        mission = _tokens(obs["mission"], self.mission_length) if self.has_mission else np.zeros(0, np.uint8)
+        if self.is_grid:
+            return _packed(episode), mission
+        frame = [
+            _bytes(episode, part, functools.reduce(lambda o, key: o[key], path, obs))
+            for path, part in self._parts
+        ]
+        return np.concatenate(frame), mission
+
+
+def _parts(space: gymnasium.Space, path: tuple = ()) -> list[tuple[tuple, gymnasium.Space]]:
+    """The spaces that a space is made of, each with the keys that lead to it."""
+    if isinstance(space, spaces.Dict):
+        return [part for key, entry in space.spaces.items() for part in _parts(entry, (*path, key))]
+    if isinstance(space, spaces.Tuple):
+        return [part for key, entry in enumerate(space.spaces) for part in _parts(entry, (*path, key))]
+    return [(path, space)]
+
+
+def _number_type(space: spaces.Discrete) -> np.dtype:
+    return np.min_scalar_type(int(space.n) - 1).newbyteorder("<")
+
+
+def _n_bytes(space: gymnasium.Space) -> int:
+    if isinstance(space, spaces.Discrete):
+        return _number_type(space).itemsize
+    return int(np.prod(cast(tuple, space.shape))) * np.dtype(space.dtype).itemsize
+
+
+def _bytes(episode: Episode, space: gymnasium.Space, value: Any) -> NDArray[np.uint8]:
+    if isinstance(space, spaces.Discrete):
+        number = int(value) - int(space.start)
+        if not 0 <= number < space.n:
+            raise episode.failed("an observation", f"it is {value}, outside {space}")
+        return np.array([number], _number_type(space)).view(np.uint8)
+    array = np.asarray(value)
+    if array.shape != space.shape or not np.can_cast(array.dtype, cast(Any, space.dtype), "same_kind"):
+        raise episode.failed("an observation", f"it is {array.dtype} of shape {array.shape}, not {space}")
+    array = array.astype(space.dtype)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise Diverged(f"{episode.name}: an observation is not finite {episode.where()}: {array}")
+    return array.reshape(-1).view(np.uint8)
+
+
+def _packed(episode: Episode) -> NDArray[np.uint8]:
+    """The engine's frame: type * 18 + color * 3 + state of every cell, then the direction."""
+    image = episode.obs["image"].reshape(-1, 3)
+    limit = (256 // engine.TYPE_STEP, engine.TYPE_STEP // engine.COLOR_STEP, engine.COLOR_STEP)
+    if (image >= limit).any():
+        raise episode.failed("an image", "a cell has a type, color or state that minigrid does not have")
+    frame = np.empty(engine.FRAME, np.uint8)
+    frame[:-1] = image @ np.array([engine.TYPE_STEP, engine.COLOR_STEP, 1])
+    frame[-1] = episode.obs["direction"]
+    return frame
+
+
+@functools.lru_cache(1 << 16)
+def _tokens(mission: str, length: int) -> NDArray[np.uint8]:
+    return missions.encode(mission, length)
+
+
+def _mission_length(env: gymnasium.Env) -> int:
+    if env.unwrapped.spec is not None:
+        return missions.mission_length(env.unwrapped.spec.id)
+    raise UsageError(
+        f"{_name(env)}: how long its missions can be is unknown, as it was not made by gymnasium.make(). "
+        "Register it (gymnasium.register), or give mission_length, the words in its longest mission."
+    )
+
+
+# ---- N environments ----
+class CopiedStates:
+    """N states of Python environments: the `States` of simulator.py for what the engine cannot run.
+
+    A copy is made when it is stepped, not when it is taken: one that nobody steps costs nothing.
+    """
+
+    def __init__(
+        self, make_env: MakeEnv, seeds: Iterable[int], mode: ForkMode, *, mission_length: int | None = None
+    ) -> None:
+        """Environments at the start of their episodes; `mode` is what `choose_fork_mode` has proved exact."""
+        env = _make(make_env)
+        self.mode: ForkMode = mode
+        self.n_actions, self._first_action = _discrete_actions(env)
+        self._reader = FrameReader(env, mission_length)
+        self._episodes = [Episode(make_env, int(seed)) for seed in seeds]
+        read = [self._reader.read(episode) for episode in self._episodes]
+        self._frame = np.array([frame for frame, _ in read])
+        self._mission = np.array([mission for _, mission in read])
+        seed = np.array([[episode.seed] for episode in self._episodes], "<i8").view(np.uint8)
+        self._hash = engine.frame_hash(np.concatenate([seed, self._frame, self._mission], axis=1))
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def take(self, index: NDArray[np.int64]) -> "CopiedStates":
+        other = copy.copy(self)
+        other._episodes = [self._episodes[i] for i in index]
+        for episode in other._episodes:
+            episode.shared = True
+        other._frame, other._mission, other._hash = (
+            self._frame[index],
+            self._mission[index],
+            self._hash[index],
+        )
+        return other
+
+    def put(self, index: NDArray[np.int64], states: "CopiedStates") -> None:
+        for i, episode in zip(index, states._episodes, strict=True):
+            episode.shared = True
+            self._episodes[i] = episode
+        self._frame[index], self._mission[index] = states._frame, states._mission
+        self._hash[index] = states._hash
+
+    def step(self, at: NDArray[np.int64], action: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        action = np.asarray(action, np.int64)
+        if action.shape != at.shape or not np.isin(action, np.arange(self.n_actions)).all():
+            raise UsageError(
+                f"Actions must be {len(at)} numbers in 0..{self.n_actions - 1}, not {action.tolist()}."
+            )
+        ended = np.zeros((len(at), 2), np.bool_)
+        for n, (i, a) in enumerate(zip(at.tolist(), action.tolist(), strict=True)):
+            episode = self._own(i)
+            episode.step(a + self._first_action)
+            self._frame[i], self._mission[i] = self._reader.read(episode)
+            ended[n] = episode.terminated, episode.truncated
+        self._hash[at] = engine.frame_hash(
+            np.concatenate(
+                [
+                    self._hash[at].astype("<u8")[:, None].view(np.uint8),
+                    action[:, None].astype(np.uint8),
+                    ended.view(np.uint8),
+                    self._frame[at],
+                    self._mission[at],
+                ],
+                axis=1,
+            )
+        )
+        return ended[:, 0], ended[:, 1]
+
+    def _own(self, i: int) -> Episode:
+        """The episode of state i, which from now on belongs to it alone."""
+        episode = self._episodes[i]
+        if episode.shared:
+            try:
+                fork = episode.fork(self.mode)
+            except Exception as error:
+                raise episode.failed(f"a fork by {self.mode}", error) from error
+            if self.mode == "replay" and not np.array_equal(self._reader.read(fork)[0], self._frame[i]):
+                raise episode.failed("a fork by replay", "the same actions led to another observation")
+            episode = self._episodes[i] = fork
+        return episode
+
+    def frame(self) -> NDArray[np.uint8]:
+        return self._frame.copy()
+
+    def mission(self) -> NDArray[np.uint8]:
+        return self._mission.copy()
+
+    def state_hash(self) -> NDArray[np.uint64]:
+        """(N,) hash of the seed, the actions, and all that was shown: the same for every mode and process.
+
+        Where an environment repeats itself this stands for the state, whose own bytes need not be comparable:
+        the pickles of two equal states may differ.
+        """
+        return self._hash.copy()
+
+    def reward(self) -> NDArray[np.float64]:
+        """(N,) reward of the last step. This is the only place where states look at a reward."""
+        return np.array([_reward(episode) for episode in self._episodes], np.float64)
+
+    def success(self) -> NDArray[np.bool_]:
+        """(N,) whether the episode has ended in success.
+
+        That is `is_success` in the info of its last step, a convention of Stable-Baselines3 and
+        Gymnasium-Robotics. Without it, an episode has succeeded if it has terminated with a positive reward.
+        """
+        return np.array([_succeeded(episode) for episode in self._episodes], np.bool_)
+
+
+def _discrete_actions(env: gymnasium.Env) -> tuple[int, int]:
+    """(number of actions, the first of them)"""
+    space = env.action_space
+    if not isinstance(space, spaces.Discrete) or space.n > 255:
+        raise UsageError(
+            f"{_name(env)}: its actions are {space}, but only a choice of up to 255 (Discrete) can "
+            "be branched. Use a wrapper that offers such a choice."
+        )
+    return int(space.n), int(space.start)
+
+
+def _reward(episode: Episode) -> float:
+    try:
+        return float(episode.reward)
+    except Exception as error:
+        raise episode.failed("reading the reward", error) from error
+
+
+def _succeeded(episode: Episode) -> bool:
+    if episode.ended and "is_success" in episode.info:
+        return bool(episode.info["is_success"])
+    return episode.terminated and _reward(episode) > 0
