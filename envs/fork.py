@@ -37,7 +37,15 @@ from numpy.typing import NDArray
 from headstart.envs import engine, missions
 from headstart.envs.errors import Diverged, EnvironmentFailed, UsageError
 
-__all__ = ["CopiedStates", "Episode", "ForkMode", "ForkReport", "FrameReader", "choose_fork_mode"]
+__all__ = [
+    "CopiedStates",
+    "Episode",
+    "ForkMode",
+    "ForkReport",
+    "FrameReader",
+    "choose_fork_mode",
+    "discrete_actions",
+]
 
 MakeEnv = Callable[[], gymnasium.Env]
 ForkMode = Literal["deepcopy", "pickle", "replay"]
@@ -460,7 +468,7 @@ class CopiedStates:
         """Environments at the start of their episodes; `mode` is what `choose_fork_mode` has proved exact."""
         env = _make(make_env)
         self.mode: ForkMode = mode
-        self.n_actions, self._first_action = _discrete_actions(env)
+        self.n_actions, self._first_action = discrete_actions(env)
         self._reader = FrameReader(env, mission_length)
         self._episodes = [Episode(make_env, int(seed)) for seed in seeds]
         read = [self._reader.read(episode) for episode in self._episodes]
@@ -557,8 +565,8 @@ class CopiedStates:
         return np.array([_succeeded(episode) for episode in self._episodes], np.bool_)
 
 
-def _discrete_actions(env: gymnasium.Env) -> tuple[int, int]:
-    """(number of actions, the first of them)"""
+def discrete_actions(env: gymnasium.Env) -> tuple[int, int]:
+    """(number of actions, the first of them). Raises UsageError if they are anything but a choice."""
     space = env.action_space
     if not isinstance(space, spaces.Discrete) or space.n > 255:
         raise UsageError(

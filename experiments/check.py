@@ -1,0 +1,199 @@
+"""`headstart check module:make_env`: can this environment be used, and what does a branch cost?
+
+    Taxi-v4
+      observations  Discrete(500): frames of 2 bytes
+      actions       Discrete(6): 6 branches from every state
+      engine        no. Taxi-v4: the compiled engine cannot run this environment: ...
+      repeats       yes: 5 episodes of random actions, played twice, were the same (rewards too)
+      fork          by pickle, the fastest way that was exact from 15 states ...
+
+The target is a function that makes an environment, or an id that `gymnasium.make` knows. Rewards are compared
+here, and nowhere else before PPO.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import cast
+
+import gymnasium
+import minigrid.envs  # noqa: F401  registers the ids
+import numpy as np
+
+from headstart.envs import engine, levels
+from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError
+from headstart.envs.fork import (
+    MODES,
+    Episode,
+    ForkReport,
+    FrameReader,
+    choose_fork_mode,
+    discrete_actions,
+)
+
+__all__ = ["check", "load_target"]
+
+MakeEnv = Callable[[], gymnasium.Env]
+TIMED_ROWS = 256
+MAX_TEXT = 80  # of the description of a space
+
+
+def check(target: str) -> int:
+    """Probe an environment and print what is found, line by line; returns the exit code.
+
+    0: it can be used. 2: its spaces do not fit. 4: it raises, does not repeat itself or cannot be forked.
+    Raises UsageError or EnvironmentFailed if there is no such target, or it cannot be made.
+    """
+    make_env = load_target(target)
+    env = Episode(make_env, seed=0).env
+    print(target)
+    exit_code = _report_spaces(env)
+    compiled = _report_engine(env)
+    try:
+        fork = choose_fork_mode(make_env)
+    except HeadstartError as error:
+        _line("fork", f"no. {error}")
+        return error.exit_code
+    _report_fork(fork)
+    if exit_code == 0:
+        _report_next(target, fork.mode, compiled)
+    return exit_code
+
+
+# ---- the target ----
+def load_target(target: str) -> MakeEnv:
+    """The function that `module:function` names, or one that makes the environment of an id."""
+    if not _names_function(target):
+        return _load_id(target)
+    module, _, function = target.partition(":")
+    _import(target, module)
+    make_env = getattr(sys.modules[module], function, None)
+    if make_env is None:
+        close = difflib.get_close_matches(function, dir(sys.modules[module]), 1)
+        meant = f" Perhaps you meant {module}:{close[0]}?" if close else ""
+        raise UsageError(f"{target}: the module {module} has no function {function}.{meant}")
+    if not callable(make_env):
+        kind = type(make_env).__name__
+        raise UsageError(f"{target} is of type {kind}, not a function that makes an environment.")
+    return cast(MakeEnv, make_env)
+
+
+def _names_function(target: str) -> bool:
+    """Ids may have a module too, as in `my_envs:Maze-v0`, but end in a version, which no function does."""
+    return target.partition(":")[2].isidentifier()
+
+
+def _load_id(env_id: str) -> MakeEnv:
+    module, colon, _ = env_id.partition(":")
+    if colon:
+        _import(env_id, module)
+    try:
+        gymnasium.spec(env_id)
+    except gymnasium.error.Error as error:
+        raise UsageError(
+            f"{env_id}: {error} Give an id that gymnasium.make knows, or module:function, "
+            "where function() returns a new environment."
+        ) from error
+    # the checker looks at rewards, and nothing may before PPO
+    return lambda: gymnasium.make(env_id, disable_env_checker=True)
+
+
+def _import(target: str, module: str) -> None:
+    here = os.getcwd()
+    if here not in sys.path:  # a console script does not search the directory in which it is started
+        sys.path.insert(0, here)
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise EnvironmentFailed(
+                f"{target}: importing {module} needs {error.name}: install it."
+            ) from error
+        raise UsageError(
+            f"{target}: there is no module {error.name}, neither installed nor in {here}. "
+            "Start the command in the directory that has it, or install it."
+        ) from error
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise EnvironmentFailed(f"{target}: importing {module} raised {why}") from error
+
+
+# ---- the report ----
+def _line(name: str, text: str) -> None:
+    print(f"  {name:<13} {text}".replace("\n", "\n" + " " * 16), flush=True)
+
+
+def _report_spaces(env: gymnasium.Env) -> int:
+    """The exit code: 0 if frames can hold what is observed, and actions can be branched over."""
+    exit_code = 0
+    try:
+        reader = FrameReader(env)
+        _line("observations", f"{_short(env.observation_space)}: frames of {reader.width} bytes")
+        if reader.has_mission:
+            _line("missions", f"up to {reader.mission_length} words")
+    except UsageError as error:
+        _line("observations", f"cannot be used. {error}")
+        exit_code = error.exit_code
+    try:
+        n_actions, _ = discrete_actions(env)
+        _line("actions", f"{env.action_space}: {n_actions} branches from every state")
+    except UsageError as error:
+        _line("actions", f"cannot be used. {error}")
+        exit_code = error.exit_code
+    return exit_code
+
+
+def _short(space: gymnasium.Space) -> str:
+    text = str(space)
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
+
+
+def _report_engine(env: gymnasium.Env) -> bool:
+    try:
+        row = levels.import_level(env)
+    except UsageError as error:
+        _line("engine", f"no. {error}")
+        return False
+    rows = np.repeat(row[None], TIMED_ROWS, axis=0)
+    action = np.tile(np.arange(engine.N_ACTIONS), (TIMED_ROWS, 1))
+    engine.branch(rows, action)  # compiles, the first time
+    start = time.perf_counter()
+    engine.branch(rows, action)
+    _line("engine", f"yes, {action.size / (time.perf_counter() - start):,.0f} branches a second")
+    return True
+
+
+def _report_fork(fork: ForkReport) -> None:
+    rewards = "rewards too" if fork.rewards_compared else "rewards left out, which are not numbers"
+    _line(
+        "repeats", f"yes: {fork.episodes} episodes of random actions, played twice, were the same ({rewards})"
+    )
+    _line("fork", f"by {fork.mode}, the fastest way that was exact from {fork.states} states")
+    for mode in MODES:
+        if mode in fork.refused:
+            _line("", f"{mode:<9} not exact: {fork.refused[mode]}")
+        else:
+            _line("", f"{mode:<9} exact, {fork.branches_per_second[mode]:,.0f} branches a second")
+
+
+def _report_next(target: str, mode: str, compiled: bool) -> None:
+    if compiled and not _names_function(target):
+        imports = "from headstart.envs.levels import bank\nfrom headstart.envs.simulator import GridStates, Simulator"
+        states = f'GridStates.of(bank("{target}", "train", 1000))'
+    else:
+        imports = (
+            "from headstart.envs.fork import CopiedStates\nfrom headstart.envs.simulator import Simulator\n"
+            "from headstart.experiments.check import load_target"
+        )
+        states = f'CopiedStates(load_target("{target}"), seeds=range(64), mode="{mode}")'
+    if compiled and _names_function(target):
+        _line(
+            "next", "register it (gymnasium.register): by an id, the engine can run it. Or fork it in Python:"
+        )
+        _line("", imports)
+    else:
+        _line("next", imports)
+    _line("", f"simulator = Simulator({states}, history=4, horizon=200)")

@@ -1,0 +1,129 @@
+"""`headstart check`: what is reported about good and bad targets, and the exit codes."""
+
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+from headstart.envs.errors import EnvironmentFailed, UsageError
+from headstart.experiments.check import check, load_target
+
+USER_MODULE = """
+import random
+import gymnasium
+import minigrid.envs
+import numpy as np
+
+def make_env():
+    return gymnasium.Wrapper(gymnasium.make("MiniGrid-DoorKey-5x5-v0", max_steps=40))
+
+class Noisy(gymnasium.ObservationWrapper):
+    def observation(self, observation):
+        return observation + np.float32(random.random())
+
+def make_noisy():
+    return Noisy(gymnasium.make("CartPole-v1"))
+
+def make_pendulum():
+    return gymnasium.make("Pendulum-v1", max_episode_steps=20)
+
+def make_short():
+    return gymnasium.make("MiniGrid-Empty-5x5-v0", max_steps=10)
+
+def broken():
+    return 1 / 0
+
+settings = {}
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module in the directory where the command is started; `sys.path` is as a console script has it."""
+    name = f"my_envs_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(USER_MODULE)
+    (tmp_path / f"{name}_needs.py").write_text("import a_module_that_is_missing")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    return name
+
+
+def test_a_good_environment(capsys):
+    assert check("CartPole-v1") == 0
+    report = capsys.readouterr().out
+    assert report.startswith("CartPole-v1\n  observations  Box(")
+    assert "frames of 16 bytes" in report
+    assert "Discrete(2): 2 branches from every state" in report
+    assert "CartPoleEnv is not a MiniGrid or BabyAI environment" in report
+    assert "repeats       yes" in report
+    assert report.count("exact, ") == 3
+    assert report.count("branches a second") == 3
+
+
+def test_a_wrapped_minigrid_of_the_user_and_the_code_that_comes_next(user_module, capsys):
+    assert check(f"{user_module}:make_env") == 0
+    report = capsys.readouterr().out
+    assert "frames of 50 bytes" in report
+    assert "up to 13 words" in report
+    assert "its wrapper Wrapper may change what a step does or shows" in report
+    code = report.split("next")[1]
+    names: dict = {}
+    exec("\n".join(line.strip() for line in code.splitlines()), names)  # noqa: S102  it must run as printed
+    assert len(names["simulator"]) == 64
+
+
+def test_what_the_engine_runs(user_module, capsys):
+    assert check("MiniGrid-Empty-Random-5x5-v0") == 0
+    report = capsys.readouterr().out
+    assert "engine        yes, " in report
+    assert 'GridStates.of(bank("MiniGrid-Empty-Random-5x5-v0", "train", 1000))' in report
+    assert check(f"{user_module}:make_short") == 0
+    assert "register it (gymnasium.register)" in capsys.readouterr().out
+
+
+def test_an_environment_that_cannot_be_forked(user_module, capsys):
+    assert check(f"{user_module}:make_noisy") == EnvironmentFailed.exit_code
+    report = capsys.readouterr().out
+    assert (
+        "fork          no. CartPole-v1 cannot be forked: its step() draws from the global generator" in report
+    )
+    assert "next" not in report
+
+
+def test_spaces_that_do_not_fit(user_module, capsys):
+    assert check(f"{user_module}:make_pendulum") == UsageError.exit_code
+    report = capsys.readouterr().out
+    assert "actions       cannot be used. Pendulum-v1: its actions are Box" in report
+    assert "exact, " in report  # the rest is reported all the same
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ("{}:make_evn", UsageError, r"has no function make_evn\. Perhaps you meant my_envs_.*:make_env\?"),
+        ("{}:settings", UsageError, "is of type dict, not a function"),
+        (
+            "no_such_module:make_env",
+            UsageError,
+            "there is no module no_such_module, neither installed nor in /",
+        ),
+        ("no_such_module:Maze-v0", UsageError, "there is no module no_such_module"),
+        ("{}_needs:make_env", EnvironmentFailed, "needs a_module_that_is_missing: install it"),
+        ("{}:broken", EnvironmentFailed, r"make_env\(\) raised ZeroDivisionError"),
+        ("CartPoel-v1", UsageError, "Environment `CartPoel` doesn't exist.*Give an id"),
+    ],
+)
+def test_bad_targets(user_module, capsys, target, error, message):
+    with pytest.raises(error, match=message):
+        check(target.format(user_module))
+    assert capsys.readouterr().out == ""
+
+
+def test_ids_with_a_module(user_module):
+    gymnasium.register("HeadstartTest/Cart-v0", "gymnasium.envs.classic_control:CartPoleEnv")
+    try:
+        env = load_target(f"{user_module}:HeadstartTest/Cart-v0")()
+        assert env.action_space == gymnasium.spaces.Discrete(2)
+    finally:
+        del gymnasium.registry["HeadstartTest/Cart-v0"]
