@@ -21,8 +21,9 @@ import math
 import multiprocessing
 import os
 import time
+import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -300,7 +301,7 @@ def _spare_slots(u: Any) -> int:
         locked = sum(isinstance(thing, Door) and thing.is_locked for thing in things)
         keys = sum(isinstance(thing, Key) for thing in things)
         covered = (locked - keys) * (2 if cast(Any, u).key_in_box else 1)
-    return inner_walls - doors + spare_key + covered
+    return max(0, inner_walls - doors + spare_key + covered)  # in the middle of an episode it may be anything
 
 
 def _import_instruction(row: NDArray[np.uint8], u: Any, number_of: dict[int, int]) -> None:
@@ -558,6 +559,8 @@ def import_seeds(env_id: str, seeds: Iterable[int]) -> Levels:
     """The levels that `reset(seed)` makes, one for each seed, without any cache."""
     env = gymnasium.make(env_id, disable_env_checker=True)
     seed = np.array(list(seeds), np.int64)
+    if not len(seed):
+        raise UsageError(f"{env_id}: import_seeds() needs at least one seed.")
     rows = []
     mission = []
     for n in seed:
@@ -658,20 +661,30 @@ class _Blocks:
         return self.directory / f"{number:06d}.npz"
 
     def _build(self, numbers: list[int]) -> None:
-        bar = tqdm(
-            total=len(numbers) * BLOCK, desc=f"levels of {self.env_id}", unit="level", delay=2, disable=None
-        )
-        with bar, contextlib.ExitStack() as stack:
-            workers = min(self.processes, len(numbers))
-            if workers > 1:
-                # fork: the children know what the caller has registered, and need no __main__ guard
-                context = multiprocessing.get_context("fork")
-                imported = stack.enter_context(ProcessPoolExecutor(workers, context)).map
-            else:
-                imported = map
+        text, total = f"levels of {self.env_id}", len(numbers) * BLOCK
+        with (
+            tqdm(total=total, desc=text, unit="level", delay=2, disable=None) as bar,
+            self._workers(len(numbers)) as imported,
+        ):
             for number, levels in zip(numbers, imported(self._import, numbers), strict=True):
                 self._save(number, levels)
                 bar.update(BLOCK)
+
+    @contextlib.contextmanager
+    def _workers(self, n_blocks: int) -> Iterator[Callable[..., Iterable[Levels]]]:
+        """A map() that spreads over processes, if there is enough to do for two."""
+        workers = min(self.processes, n_blocks)
+        if workers < 2:
+            yield map
+            return
+        # fork: the children know what the caller has registered, and need no __main__ guard. They only import
+        # levels, so no thread that the fork leaves behind (of torch, of TensorBoard) can hold what they need.
+        with (
+            warnings.catch_warnings(),
+            ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool,
+        ):
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            yield pool.map
 
     def _import(self, number: int) -> Levels:
         return import_seeds(self.env_id, range(number * BLOCK, (number + 1) * BLOCK))
