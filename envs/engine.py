@@ -428,7 +428,9 @@ def _open_box(row, x, y):
     contents = _get(row, slot + CONTENTS)
     _take_away(row, number)
     row[slot + CONTENTS] = 0
-    if row[slot + MATCHES] == 0:  # nothing refers to it any more
+    if row[TARGET] == number:  # the box that was wanted cannot be had any more
+        row[TARGET] = 0
+    if row[slot + MATCHES] == 0:  # nothing else refers to it
         row[slot : slot + SLOT] = 0
         for leaf in range(4):
             if row[PRE_CARRYING + leaf] == number:

@@ -340,7 +340,7 @@ def _import_target(row: NDArray[np.uint8], rule: int, u: Any, number_of: dict[in
 
     target, other = slice(engine.TARGET_X, engine.TARGET_Y + 1), slice(engine.OTHER_X, engine.OTHER_Y + 1)
     if rule == engine.PICK_UP_TARGET:
-        row[engine.TARGET] = number_of[id(u.obj)]
+        row[engine.TARGET] = number_of.get(id(u.obj), 0)  # 0: it was a box, and was opened
     elif rule == engine.OPEN_TARGET:
         row[target] = position(u.door)
     elif rule == engine.RED_THEN_BLUE:

@@ -91,7 +91,7 @@ def random_action(u: Any, rng: np.random.Generator) -> int:
 
 
 def scatter(env: gymnasium.Env, rng: np.random.Generator) -> None:
-    """Put the agent in front of a random thing, often with something in hand, sometimes late in the episode.
+    """Put the agent in front of a random thing, often with something in hand, sometimes late.
 
     Where random play from the start hardly ever comes: at the wrong door, with the wrong key, next to the goal.
     """
