@@ -87,11 +87,11 @@ def _names_function(target: str) -> bool:
 
 
 def _load_id(env_id: str) -> MakeEnv:
-    module, colon, _ = env_id.partition(":")
+    module, colon, name = env_id.rpartition(":")
     if colon:
         _import(env_id, module)
     try:
-        gymnasium.spec(env_id)
+        gymnasium.spec(name)
     except gymnasium.error.Error as error:
         raise UsageError(
             f"{env_id}: {error} Give an id that gymnasium.make knows, or module:function, "
@@ -180,20 +180,22 @@ def _report_fork(fork: ForkReport) -> None:
 
 
 def _report_next(target: str, mode: str, compiled: bool) -> None:
+    """A few lines of Python that run as they are printed."""
     if compiled and not _names_function(target):
-        imports = "from headstart.envs.levels import bank\nfrom headstart.envs.simulator import GridStates, Simulator"
-        states = f'GridStates.of(bank("{target}", "train", 1000))'
+        code = [
+            "from headstart.envs.levels import bank",
+            "from headstart.envs.simulator import GridStates, Simulator",
+            f'states = GridStates.of(bank("{target}", "train", 1000))',
+        ]
     else:
-        imports = (
-            "from headstart.envs.fork import CopiedStates\nfrom headstart.envs.simulator import Simulator\n"
-            "from headstart.experiments.check import load_target"
-        )
-        states = f'CopiedStates(load_target("{target}"), seeds=range(64), mode="{mode}")'
-    if compiled and _names_function(target):
-        _line(
-            "next", "register it (gymnasium.register): by an id, the engine can run it. Or fork it in Python:"
-        )
-        _line("", imports)
-    else:
-        _line("next", imports)
-    _line("", f"simulator = Simulator({states}, history=4, horizon=200)")
+        code = [
+            "from headstart.envs.fork import CopiedStates",
+            "from headstart.envs.simulator import Simulator",
+            "from headstart.experiments.check import load_target",
+            f'states = CopiedStates(load_target("{target}"), seeds=range(64), mode="{mode}")',
+        ]
+        if compiled:
+            code.insert(
+                0, "# gymnasium.register() it: an environment that has an id can be run by the engine"
+            )
+    _line("next", "\n".join([*code, "simulator = Simulator(states, history=4, horizon=200)"]))

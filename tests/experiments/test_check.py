@@ -77,9 +77,9 @@ def test_what_the_engine_runs(user_module, capsys):
     assert check("MiniGrid-Empty-Random-5x5-v0") == 0
     report = capsys.readouterr().out
     assert "engine        yes, " in report
-    assert 'GridStates.of(bank("MiniGrid-Empty-Random-5x5-v0", "train", 1000))' in report
+    assert 'states = GridStates.of(bank("MiniGrid-Empty-Random-5x5-v0", "train", 1000))' in report
     assert check(f"{user_module}:make_short") == 0
-    assert "register it (gymnasium.register)" in capsys.readouterr().out
+    assert "gymnasium.register() it" in capsys.readouterr().out
 
 
 def test_an_environment_that_cannot_be_forked(user_module, capsys):
