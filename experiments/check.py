@@ -102,6 +102,8 @@ def _load_id(env_id: str) -> MakeEnv:
 
 
 def _import(target: str, module: str) -> None:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UsageError(f"{target}: {module!r} is not the name of a module. Give module:function.")
     here = os.getcwd()
     if here not in sys.path:  # a console script does not search the directory in which it is started
         sys.path.insert(0, here)

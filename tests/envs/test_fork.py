@@ -121,6 +121,21 @@ class StatelessCopies(Walk):
         return {key: value for key, value in self.__dict__.items() if key != "time"} | {"time": 0}
 
 
+class CopyingHurts(Walk):
+    """Its copies are perfect, but it is not the same afterwards."""
+
+    def __deepcopy__(self, memo):
+        other = CopyingHurts()
+        other.__dict__ = copy.deepcopy(self.__dict__, memo) | {"hurt": 0}
+        self.hurt = 1
+        return other
+
+    hurt = 0
+
+    def noise(self):
+        return super().noise() + self.hurt
+
+
 class Costly:
     """A reward that must not be looked at."""
 
@@ -215,6 +230,12 @@ def test_a_copy_that_forgets_is_noticed():
     assert report.mode == "replay"
     assert "has another observation than the original" in report.refused["deepcopy"]
     assert "has another observation than the original" in report.refused["pickle"]
+
+
+def test_an_original_that_changes_when_it_is_copied_is_noticed():
+    report = choose_fork_mode(CopyingHurts)
+    assert "disturb the original: it has another observation" in report.refused["deepcopy"]
+    assert set(report.branches_per_second) == {"pickle", "replay"}
 
 
 def test_a_time_limit_that_a_copy_forgets_is_noticed():
@@ -318,6 +339,16 @@ def test_hashes_do_not_depend_on_the_mode():
     np.testing.assert_array_equal(hashes[0], hashes[1])
     np.testing.assert_array_equal(hashes[0], hashes[2])
     assert hashes[0][0] != hashes[0][1]
+
+
+def test_hashes_tell_states_apart_that_look_the_same():
+    states = CopiedStates(make_wrapped, [0, 0], "pickle")
+    done, everyone = np.array([6, 6]), np.arange(2)  # only the step count changes
+    states.step(everyone, done)
+    once = states.state_hash()
+    states.step(everyone[:1], done[:1])
+    np.testing.assert_array_equal(states.frame()[0], states.frame()[1])
+    assert once[0] == once[1] == states.state_hash()[1] != states.state_hash()[0]
 
 
 def test_states_that_are_put_are_copies():

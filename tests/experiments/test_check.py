@@ -108,6 +108,8 @@ def test_spaces_that_do_not_fit(user_module, capsys):
             UsageError,
             "there is no module no_such_module, neither installed nor in /",
         ),
+        ("envs/maze.py:make_env", UsageError, "'envs/maze.py' is not the name of a module"),
+        (":make_env", UsageError, "'' is not the name of a module"),
         ("no_such_module:Maze-v0", UsageError, "there is no module no_such_module"),
         ("{}_needs:make_env", EnvironmentFailed, "needs a_module_that_is_missing: install it"),
         ("{}:broken", EnvironmentFailed, r"make_env\(\) raised ZeroDivisionError"),
