@@ -102,7 +102,7 @@ class Episodes:
 
     def state_dict(self) -> dict[str, NDArray]:
         """Everything that the next steps depend on, as plain arrays."""
-        arrays = {name: getattr(self.simulator, name) for name in Simulator._REMEMBERED}
+        arrays = {name: getattr(self.simulator, name) for name in Simulator.REMEMBERED}
         arrays |= {"rows": self._rows(), "level": self.level}
         return {name: array.copy() for name, array in arrays.items()} | {
             "generator": _generator_words(self.rng),
@@ -125,7 +125,7 @@ class Episodes:
                     "Use the split and n_levels that they were saved with."
                 )
         self.level[:], self._rows()[:] = state["level"], state["rows"]
-        for name in Simulator._REMEMBERED:
+        for name in Simulator.REMEMBERED:
             getattr(self.simulator, name)[:] = state[name]
         _set_generator_words(self.rng, state["generator"])
 

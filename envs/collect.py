@@ -1,0 +1,268 @@
+"""Everything that steps an environment before reward exists: demonstrations, branches, practice. And evaluation.
+
+    demos = collect_demos("MiniGrid-DoorKey-8x8-v0", episodes=16, seed=0)
+    branches = branch(demos)                                   # every action at every demonstrated state
+    own = branch(practise(replay(demos), actor, steps=4))      # and at states the agent reaches by itself
+
+Legend: E episodes, N states, A actions, H steps of a future.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from headstart.envs import levels as level_banks
+from headstart.envs import storage
+from headstart.envs.errors import DataError
+from headstart.envs.experts import expert_for
+from headstart.envs.levels import Levels, bank, export_level, import_seeds
+from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, uniform_actor
+from headstart.envs.transitions import Branches, Demos
+
+__all__ = ["branch", "collect_demos", "evaluate", "load_demos", "practise", "replay", "save_demos"]
+
+KIND, SCHEMA = "headstart demonstrations", 1
+
+
+def join(parts: list[Simulator]) -> Simulator:
+    """One simulator with the episodes of all ``parts``, in order."""
+    largest = max(parts, key=len)
+    if not len(largest):
+        return largest
+    whole, at = largest.fork(np.zeros(sum(map(len, parts)), np.int64)), 0
+    for part in parts:
+        whole.put(np.arange(at, at + len(part)), part)
+        at += len(part)
+    return whole
+
+
+# ---- demonstrations ----
+def collect_demos(
+    env_id: str,
+    episodes: int,
+    *,
+    seed: int = 0,
+    history: int = 4,
+    horizon: int | None = None,
+    split: str = "train",
+    cache: str | Path | None = None,
+) -> Demos:
+    """``episodes`` successful episodes of the built-in expert, on levels drawn from the split by ``seed``.
+
+    Levels that the expert fails are replaced by others and counted in ``Demos.dropped``. ``horizon`` (default:
+    minigrid's own limit) is the step limit that demonstrations must keep to. Raises UsageError when no expert
+    is known for the environment, DataError when it fails too many levels.
+    """
+    if episodes < 1:
+        raise DataError(f"{env_id}: {episodes} demonstrations were asked for. Ask for at least one.")
+    expert = expert_for(env_id)
+    candidates = bank(env_id, split, max(1024, 4 * episodes), cache=cache)
+    order = np.random.default_rng([seed, 0xDE]).permutation(len(candidates))
+    seeds: list[int] = []
+    actions: list[tuple[int, ...]] = []
+    dropped = 0
+    progress = tqdm(total=episodes, desc="demonstrations", unit="episode", delay=2, disable=None)
+    for i in order:
+        level_seed = int(candidates.seed[i])
+        env = export_level(candidates.rows[i], env_id, level_seed)
+        solution = expert.solve(env)
+        if solution.success and len(solution.actions) <= (horizon or len(solution.actions)):
+            seeds.append(level_seed)
+            actions.append(solution.actions)
+            progress.update()
+        else:
+            dropped += 1
+        if len(seeds) == episodes:
+            break
+    progress.close()
+    if len(seeds) < episodes:
+        raise DataError(
+            f"{env_id}: the expert {expert.name!r} solved only {len(seeds)} of {len(order)} levels within "
+            f"{horizon} steps, and {episodes} demonstrations were asked for. Ask for fewer, or raise the horizon."
+        )
+    limit = horizon or int(level_banks.engine.max_steps(candidates.rows[:1])[0])
+    return _played(env_id, np.array(seeds), [np.array(a, np.int64) for a in actions], history, limit, dropped)
+
+
+def _played(
+    env_id: str,
+    seeds: NDArray[np.int64],
+    actions: list[NDArray[np.int64]],
+    history: int,
+    horizon: int,
+    dropped: int,
+) -> Demos:
+    """Play the demonstrations and record what was observed on the way."""
+    _, obs, state_hash = _play(import_seeds(env_id, seeds.tolist()), actions, history, horizon)
+    length = np.array([len(a) for a in actions])
+    return Demos(env_id, horizon, seeds, length, np.concatenate(actions), state_hash, obs, dropped)
+
+
+def _play(
+    levels: Levels, actions: list[NDArray[np.int64]], history: int, horizon: int
+) -> tuple[Simulator, Obs, NDArray[np.uint64]]:
+    """Every state of the episodes before its action: simulator (N), observations and state hashes."""
+    simulator = Simulator(GridStates.of(levels), history=history, horizon=horizon)
+    length = np.array([len(a) for a in actions])
+    first = np.concatenate([[0], np.cumsum(length)[:-1]])
+    visited = simulator.fork(np.repeat(np.arange(len(length)), length))
+    padded = np.zeros((len(length), length.max()), np.int64)
+    for episode, taken in enumerate(actions):
+        padded[episode, : len(taken)] = taken
+    for t in range(length.max()):
+        playing = np.flatnonzero(length > t)
+        if simulator.done[playing].any():
+            early = int(playing[simulator.done[playing]][0])
+            raise DataError(
+                f"{levels.env_id}: demonstration {early} (level seed {levels.seed[early]}) has {length[early]} "
+                f"actions, but its episode is over after {t}. Collect it again, or raise the horizon ({horizon})."
+            )
+        visited.put(first[playing] + t, simulator.fork(playing))
+        moving = simulator.fork(playing)
+        moving.step(padded[playing, t])
+        simulator.put(playing, moving)
+    return visited, visited.observe(), visited.state_hash()
+
+
+def replay(demos: Demos) -> Simulator:
+    """The N states of the demonstrations, ready to be forked, each proven equal to the expert's by its hash.
+
+    Raises DataError naming the first demonstration and step whose state differs.
+    """
+    actions = np.split(demos.action, np.cumsum(demos.length)[:-1])
+    states, _, state_hash = _play(
+        import_seeds(demos.env_id, demos.seed.tolist()), actions, demos.history, demos.horizon
+    )
+    wrong = np.flatnonzero(state_hash != demos.state_hash)
+    if len(wrong):
+        episode = int(demos.episode[wrong[0]])
+        step = int(wrong[0] - demos.length[:episode].sum())
+        raise DataError(
+            f"demonstration {episode} of {demos.env_id} (level seed {demos.seed[episode]}), step {step}: replaying "
+            "its actions leads to another state than the expert's. It was recorded with another version of "
+            "minigrid or was changed since. Delete it and collect it again."
+        )
+    return states
+
+
+def save_demos(path: str | Path, demos: Demos) -> None:
+    """Level seeds, actions and state hashes: about ten bytes a step, and enough to play every episode again."""
+    arrays = {
+        "seed": demos.seed,
+        "length": demos.length,
+        "action": demos.action.astype(np.uint8),
+        "state_hash": demos.state_hash,
+    }
+    meta = {
+        "env_id": demos.env_id,
+        "horizon": demos.horizon,
+        "dropped": demos.dropped,
+        "minigrid": level_banks.version("minigrid"),
+    }
+    storage.save_arrays(path, arrays, kind=KIND, schema=SCHEMA, meta=meta)
+
+
+def load_demos(path: str | Path, *, history: int = 4) -> Demos:
+    """Read, play and check demonstrations. Raises DataError, naming the file, unless every state is as recorded."""
+    arrays, meta = storage.load_arrays(path, kind=KIND, schema=SCHEMA)
+    installed = level_banks.version("minigrid")
+    if meta["minigrid"] != installed:
+        raise DataError(
+            f"{path}: recorded with minigrid {meta['minigrid']}, but {installed} is installed, whose levels may "
+            f"differ. Install minigrid=={meta['minigrid']}, or delete the file and collect again."
+        )
+    try:
+        actions = np.split(arrays["action"].astype(np.int64), np.cumsum(arrays["length"])[:-1])
+        demos = _played(meta["env_id"], arrays["seed"], actions, history, meta["horizon"], meta["dropped"])
+        replay(Demos(**{**vars(demos), "state_hash": arrays["state_hash"]}))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return demos
+
+
+# ---- branches and practice ----
+def branch(
+    states: Simulator | Demos,
+    *,
+    horizon: int = 1,
+    actor: Actor | None = None,
+    rng: np.random.Generator | None = None,
+) -> Branches:
+    """Try every action in every state and look at what follows.
+
+    ``states`` are demonstrations, or states that practice has reached; they stay as they are. After the first step
+    a branch goes on with the agent's own actions (``actor``, default uniform) for ``horizon`` steps in all.
+    Raises DataError when a fork is not in the state it was forked from.
+    """
+    rng = rng or np.random.default_rng(0)
+    expert = states.action if isinstance(states, Demos) else np.full(len(states), -1, np.int64)
+    start = replay(states) if isinstance(states, Demos) else states
+    actor = actor or uniform_actor(start.n_actions)
+    n, a = len(start), start.n_actions
+    forks = start.fork(np.repeat(np.arange(n), a))  # (N * A)
+    origin = start.state_hash()
+    if (forks.state_hash().reshape(n, a) != origin[:, None]).any():
+        raise DataError("a fork is not in the state it was forked from: this environment cannot be branched.")
+    frames, actions, ended = [], [], []
+    revisit = np.zeros(n * a, np.bool_)
+    env_steps = 0
+    for h in range(horizon):
+        action = np.tile(np.arange(a), n) if h == 0 else actor(forks.observe(), rng)
+        env_steps += forks.step(action)
+        if h == 0:
+            revisit = forks.revisit.copy()
+        actions.append(action.astype(np.uint8))
+        frames.append(forks.frame())
+        ended.append(forks.done)
+    if (start.state_hash() != origin).any():
+        raise DataError(
+            "branching has changed the state it started from: this environment cannot be branched."
+        )
+    return Branches(
+        obs=start.observe(),
+        expert_action=expert,
+        action=np.stack(actions, 1).reshape(n, a, horizon),
+        future=np.stack(frames, 1).reshape(n, a, horizon, -1),
+        revisit=revisit.reshape(n, a),
+        ended=np.stack(ended, 1).reshape(n, a, horizon),
+        env_steps=env_steps,
+    )
+
+
+def practise(
+    start: Simulator, actor: Actor, *, steps: int, rng: np.random.Generator, keep_start: bool = False
+) -> tuple[Simulator, int]:
+    """Let the agent act from ``start`` for up to ``steps`` steps; (the states it was in, steps taken).
+
+    States that look like an earlier one of their episode are left out, as are ended episodes. ``start`` itself
+    is not changed, and is part of the result only with ``keep_start``.
+    """
+    agents = start.fork(np.flatnonzero(~start.done))
+    visited = [agents.fork() if keep_start else agents.fork(np.zeros(0, np.int64))]
+    env_steps = 0
+    for _ in range(steps):
+        if not len(agents):
+            break
+        env_steps += agents.step(actor(agents.observe(), rng))
+        agents = agents.fork(np.flatnonzero(~agents.done))
+        visited.append(agents.fork(np.flatnonzero(~agents.revisit)))
+    return join(visited), env_steps
+
+
+# ---- evaluation ----
+def evaluate(
+    levels: Levels, actor: Actor, *, history: int, horizon: int, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Play every level once, all at the same time: success (N,) and length (N,) of each episode."""
+    simulator = Simulator(GridStates.of(levels), history=history, horizon=horizon)
+    success, length = np.zeros(len(levels), np.bool_), np.zeros(len(levels), np.int64)
+    playing = np.arange(len(levels))
+    while len(playing):
+        simulator.step(actor(simulator.observe(), rng))
+        over = np.flatnonzero(simulator.done)
+        success[playing[over]], length[playing[over]] = simulator.success()[over], simulator.t[over]
+        going_on = np.flatnonzero(~simulator.done)
+        playing, simulator = playing[going_on], simulator.fork(going_on)
+    return success, length

@@ -1,0 +1,204 @@
+"""N episodes in lockstep that can be forked at any moment, each with its own memory of what it has seen.
+
+Demonstrations, branches, practice, evaluation and PPO all step this and nothing else. Below it are *states*:
+rows of the engine here, copies of any other Gymnasium environment in fork.py.
+
+Legend: N episodes, T = history + 1 frames, F bytes of a frame, L mission tokens, A actions.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.envs import engine, missions
+from headstart.envs.levels import Levels
+
+__all__ = ["Actor", "GridStates", "Obs", "Simulator", "States", "push", "uniform_actor"]
+
+Obs = dict[str, NDArray]
+"""{"frames": (N, T, F), "actions": (N, T-1), "mission": (N, L)}, all uint8.
+
+The newest frame is last, and ``actions[:, i]`` was taken in ``frames[:, i]``. Before the episode's start frames are
+zero and actions are A. Two-dimensional bytes are what Stable-Baselines3 hands to a policy unchanged.
+"""
+
+Actor = Callable[[Obs, np.random.Generator], NDArray[np.int64]]
+"""Chooses actions (N,) from what is observed; all randomness comes from the generator."""
+
+
+def uniform_actor(n_actions: int) -> Actor:
+    """Every action equally often: how an agent explores before it knows anything."""
+    return lambda obs, rng: rng.integers(n_actions, size=len(obs["frames"]))
+
+
+def push(obs: Obs, action: NDArray, frame: NDArray[np.uint8]) -> Obs:
+    """What is remembered after taking ``action`` (N,) in ``obs`` and seeing ``frame`` (N, F)."""
+    return {
+        "frames": np.concatenate([obs["frames"][:, 1:], frame[:, None]], axis=1),
+        "actions": np.concatenate([obs["actions"], action[:, None].astype(np.uint8)], axis=1)[:, 1:],
+        "mission": obs["mission"],
+    }
+
+
+class States(Protocol):
+    """N environment states without memory."""
+
+    n_actions: int
+
+    def take(self, index: NDArray[np.int64]) -> Self:
+        """Copies of the states at ``index``."""
+        ...
+
+    def put(self, index: NDArray[np.int64], states: Self) -> None:
+        """Replace the states at ``index``."""
+        ...
+
+    def step(self, at: NDArray[np.int64], action: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Step the states at ``at`` in place; (terminated, truncated) of those."""
+        ...
+
+    def frame(self) -> NDArray[np.uint8]: ...
+    def mission(self) -> NDArray[np.uint8]: ...
+    def state_hash(self) -> NDArray[np.uint64]: ...
+    def reward(self) -> NDArray[np.float64]: ...
+    def success(self) -> NDArray[np.bool_]: ...
+
+
+class GridStates:
+    """MiniGrid and BabyAI states as rows of the engine: a copy of a state is a copy of its bytes."""
+
+    n_actions = engine.N_ACTIONS
+
+    def __init__(self, rows: NDArray[np.uint8], mission: NDArray[np.uint8]):
+        self.rows, self._mission = rows, mission
+
+    @classmethod
+    def of(cls, levels: Levels) -> "GridStates":
+        """Levels at the start of their episodes."""
+        length = missions.mission_length(levels.env_id)
+        words, which = np.unique(levels.mission, return_inverse=True)
+        tokens = np.stack([missions.encode(str(mission), length) for mission in words])
+        return cls(np.ascontiguousarray(levels.rows), tokens[which])
+
+    def take(self, index: NDArray[np.int64]) -> "GridStates":
+        return GridStates(self.rows[index], self._mission[index])
+
+    def put(self, index: NDArray[np.int64], states: "GridStates") -> None:
+        self.rows[index], self._mission[index] = states.rows, states._mission
+
+    def step(self, at: NDArray[np.int64], action: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        if len(at) == len(self.rows):
+            return engine.step(self.rows, action)
+        rows = self.rows[at]
+        ended = engine.step(rows, action)
+        self.rows[at] = rows
+        return ended
+
+    def frame(self) -> NDArray[np.uint8]:
+        return engine.observe(self.rows)
+
+    def mission(self) -> NDArray[np.uint8]:
+        return self._mission.copy()
+
+    def state_hash(self) -> NDArray[np.uint64]:
+        return engine.state_hash(self.rows)
+
+    def reward(self) -> NDArray[np.float64]:
+        return engine.reward(self.rows)
+
+    def success(self) -> NDArray[np.bool_]:
+        return engine.succeeded(self.rows)
+
+
+class Simulator:
+    """N forkable episodes with memory.
+
+    ``history`` earlier frames and actions are part of what an agent observes. ``horizon`` truncates an episode
+    after so many steps. An episode that has ended stays as it ended: further actions do not touch it.
+
+    Attributes, all (N,): ``t`` steps taken; ``terminated``, ``truncated``; ``revisit``: what the last step
+    showed had been seen before in this episode.
+    """
+
+    REMEMBERED = ("_frames", "_actions", "_mission", "_seen", "t", "terminated", "truncated", "revisit")
+
+    def __init__(self, states: States, *, history: int, horizon: int):
+        self.states, self.history, self.horizon, self.n_actions = states, history, horizon, states.n_actions
+        frame = states.frame()
+        n, width = frame.shape
+        self._frames = np.zeros((n, history + 1, width), np.uint8)
+        self._frames[:, -1] = frame
+        self._actions = np.full((n, history), self.n_actions, np.uint8)
+        self._mission = states.mission()
+        self._seen = np.zeros((n, horizon + 1), np.uint64)  # hash of the frame at every step so far
+        self._seen[:, 0] = engine.frame_hash(frame)
+        self.t = np.zeros(n, np.int64)
+        self.terminated, self.truncated, self.revisit = np.zeros((3, n), np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        return self.terminated | self.truncated
+
+    def observe(self) -> Obs:
+        """What each agent sees and remembers."""
+        return {
+            "frames": self._frames.copy(),
+            "actions": self._actions.copy(),
+            "mission": self._mission.copy(),
+        }
+
+    def frame(self) -> NDArray[np.uint8]:
+        """What each agent sees now, (N, F)."""
+        return self._frames[:, -1].copy()
+
+    def state_hash(self) -> NDArray[np.uint64]:
+        """(N,) hash of the whole state, which proves what was forked."""
+        return self.states.state_hash()
+
+    def step(self, action: NDArray) -> int:
+        """Take ``action`` (N,) in every episode that has not ended; returns how many steps that were."""
+        live = np.flatnonzero(~self.done)
+        terminated, truncated = self.states.step(live, action[live])
+        self.t[live] += 1
+        self.terminated[live] = terminated
+        self.truncated[live] = truncated | (self.t[live] >= self.horizon)
+        frame = self.states.frame()[live]
+        if self.history:
+            self._frames[live, :-1] = self._frames[live, 1:]
+            self._actions[live, :-1] = self._actions[live, 1:]
+            self._actions[live, -1] = action[live]
+        self._frames[live, -1] = frame
+        key = engine.frame_hash(frame)
+        earlier = self._seen[live, : self.t.max(initial=0)]  # long horizons are mostly unused
+        self.revisit[live] = (earlier == key[:, None]).any(axis=1)
+        self._seen[live, self.t[live]] = key
+        return len(live)
+
+    def reward(self) -> NDArray[np.float64]:
+        """(N,) reward of the step that ended each episode, 0 elsewhere. PPO asks for it, nothing before does."""
+        return self.states.reward()
+
+    def success(self) -> NDArray[np.bool_]:
+        """(N,) whether the episode has ended in success. For evaluation only."""
+        return self.states.success()
+
+    def fork(self, index: NDArray[np.int64] | None = None) -> "Simulator":
+        """Copies of the episodes at ``index`` (all of them by default, repeats allowed), memory included."""
+        index = np.arange(len(self)) if index is None else np.asarray(index, np.int64)
+        other = object.__new__(Simulator)
+        other.history, other.horizon, other.n_actions = self.history, self.horizon, self.n_actions
+        other.states = self.states.take(index)
+        for name in self.REMEMBERED:
+            setattr(other, name, getattr(self, name)[index])
+        return other
+
+    def put(self, index: NDArray[np.int64], episodes: "Simulator") -> None:
+        """Replace the episodes at ``index`` by ``episodes``."""
+        self.states.put(index, episodes.states)
+        for name in self.REMEMBERED:
+            getattr(self, name)[index] = getattr(episodes, name)

@@ -1,0 +1,122 @@
+"""What learners learn from: demonstrations, and the futures of an agent's own actions. Neither has a reward.
+
+Legend: E episodes, N states, A actions, H steps of a future, T = history + 1 frames, F bytes of a frame.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.envs.errors import DataError
+from headstart.envs.simulator import Obs, push
+
+__all__ = ["Branches", "Demos"]
+
+
+def _check(name: str, array: NDArray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise DataError(f"{name} has shape {array.shape}, not {shape}. Collect it again.")
+
+
+@dataclass(frozen=True)
+class Demos:
+    """Expert episodes, concatenated step by step.
+
+    env_id, horizon: the environment and its step limit here.
+    seed (E,) int64, length (E,) int64: the level and the number of steps of each episode.
+    action (N,) int64: the expert's action in each state; N = length.sum().
+    state_hash (N,) uint64: hash of each state before its action, which proves a replay.
+    obs (N, ...): what was observed and remembered in each state.
+    dropped: episodes that the expert failed and that were not kept.
+    """
+
+    env_id: str
+    horizon: int
+    seed: NDArray[np.int64]
+    length: NDArray[np.int64]
+    action: NDArray[np.int64]
+    state_hash: NDArray[np.uint64]
+    obs: Obs
+    dropped: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.length) == 0 or self.length.min() < 1:
+            raise DataError(f"{self.env_id}: the demonstrations are empty. Collect at least one episode.")
+        n = int(self.length.sum())
+        _check("Demos.seed", self.seed, (len(self.length),))
+        _check("Demos.action", self.action, (n,))
+        _check("Demos.state_hash", self.state_hash, (n,))
+        _check("Demos.obs frames", self.obs["frames"], (n, *self.obs["frames"].shape[1:]))
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    @property
+    def history(self) -> int:
+        return self.obs["frames"].shape[1] - 1
+
+    @property
+    def episode(self) -> NDArray[np.int64]:
+        """(N,) which episode each state belongs to."""
+        return np.repeat(np.arange(len(self.length)), self.length)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """All actions tried in each of N states, and the futures they led to.
+
+    obs (N, ...): the states, as observed.
+    expert_action (N,) int64: what the expert did there, -1 where no expert has been.
+    action (N, A, H) uint8: branch k begins with action k and goes on with the agent's own actions.
+    future (N, A, H, F) uint8: the frame after each of these steps. An episode that has ended keeps its last frame.
+    revisit (N, A) bool: the first step led to an observation that the episode had shown before.
+    ended (N, A, H) bool: the episode was over after this step. How it ended is not recorded; learners use this
+    only to leave out what comes after.
+    env_steps: environment steps that were spent on it.
+    """
+
+    obs: Obs
+    expert_action: NDArray[np.int64]
+    action: NDArray[np.uint8]
+    future: NDArray[np.uint8]
+    revisit: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
+    env_steps: int
+
+    def __post_init__(self) -> None:
+        n, a, h = self.action.shape
+        _check("Branches.expert_action", self.expert_action, (n,))
+        _check("Branches.future", self.future, (n, a, h, self.obs["frames"].shape[-1]))
+        _check("Branches.revisit", self.revisit, (n, a))
+        _check("Branches.ended", self.ended, (n, a, h))
+        if self.expert_action.max(initial=-1) >= a:
+            raise DataError(
+                f"an expert took action {self.expert_action.max()}, but there are only {a} actions"
+            )
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    @property
+    def frame(self) -> NDArray[np.uint8]:
+        """(N, F) the present, beside which the futures are judged."""
+        return self.obs["frames"][:, -1]
+
+    def transitions(self) -> tuple[Obs, NDArray[np.int64], NDArray[np.uint8]]:
+        """Every executed step as (obs before (M, ...), action (M,), frame after (M, F)), M <= N * A * H."""
+        n, a, horizon = self.action.shape
+        obs = {name: np.repeat(value, a, axis=0) for name, value in self.obs.items()}
+        alive = np.ones(n * a, np.bool_)
+        steps = []
+        for h in range(horizon):
+            action, future = self.action[:, :, h].reshape(-1), self.future[:, :, h].reshape(n * a, -1)
+            steps.append(({name: value[alive] for name, value in obs.items()}, action[alive], future[alive]))
+            obs = push(obs, action, future)
+            alive &= ~self.ended[:, :, h].reshape(-1)
+        before = {name: np.concatenate([step[0][name] for step in steps]) for name in obs}
+        return (
+            before,
+            np.concatenate([s[1] for s in steps]).astype(np.int64),
+            np.concatenate([s[2] for s in steps]),
+        )

@@ -1,0 +1,103 @@
+"""Implicit world modelling: predict the futures of all actions, then imitate, with the same trunk.
+
+    L_IWM = -log p_theta(s_i^k | s_i, a_i^k)     over every executed action      (arXiv 2510.08558, Eq. 3)
+    then L_IL on the expert's pairs              same parameters theta
+
+Departures from the paper: the future is the next view, cell by cell, not text. Six alternatives in ten change
+nothing, so changed cells weigh more and transitions that change nothing are drawn as often as those that do.
+The head that predicts is thrown away; "implicit" means that the policy's trunk has had to carry what it needs.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from headstart.envs.errors import UsageError
+from headstart.envs.transitions import Branches, Demos
+from headstart.learners.bc import BC, BCConfig
+from headstart.learners.learner import Fitted, Log, Practice, finite, silent
+from headstart.models.encoders import CELLS, cell_classes
+from headstart.models.losses import view_loss
+from headstart.models.optimizer import adamw
+from headstart.models.policy import HeadstartPolicy, as_tensors
+from headstart.models.world_model import WorldModelHead
+
+__all__ = ["IWM", "IWMConfig"]
+
+
+@dataclass(frozen=True)
+class IWMConfig:
+    updates: int = 1500
+    """Gradient updates of the world-model stage, before imitation."""
+    batch_size: int = 128
+    """Executed actions in an update."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the world-model stage."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    changed_weight: float = 10.0
+    """How much more a cell counts when the action has changed it."""
+    bc: BCConfig = field(default_factory=BCConfig)
+    """The imitation stage that follows."""
+
+
+class IWM:
+    def __init__(
+        self, policy: HeadstartPolicy, config: IWMConfig | None = None, *, seed: int = 0, log: Log = silent
+    ):
+        self.policy, self.config, self.seed, self.log = policy, config or IWMConfig(), seed, log
+        torch.manual_seed(seed)
+        n_actions = int(policy.action_space.n)  # type: ignore[attr-defined]
+        self.head = WorldModelHead(policy.features_dim, n_actions).to(policy.device)
+
+    def loss(self, obs: dict[str, Tensor], action: Tensor, future: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """World-model loss of a batch: observations (B, ...), actions (B,), frames that followed (B, F)."""
+        logits = self.head(self.policy.features(obs), action)
+        before, after = obs["frames"][:, -1, :CELLS], future[:, :CELLS]
+        changed = before != after  # (B, C)
+        target = cell_classes(after)
+        loss = view_loss(logits, target, changed, self.config.changed_weight)
+        right = torch.stack([part.argmax(-1) == t for part, t in zip(logits, target, strict=True)]).all(0)
+        return loss, {
+            "iwm/loss": float(loss.detach()),
+            # of the cells that changed; a model that copies the present view gets none of them right
+            "iwm/changed_cell_accuracy": float(right[changed].float().mean()) if changed.any() else 0.0,
+            "iwm/view_accuracy": float(right.all(1).float().mean()),
+            "iwm/view_accuracy_of_copying": float((~changed).all(1).float().mean()),
+        }
+
+    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
+        """Two stages: predict the branches, then imitate the demonstrations."""
+        if branches is None:
+            raise UsageError("IWM learns from branches: pass fit(demos, branches), from envs.branch(demos).")
+        c, policy = self.config, self.policy
+        generator = torch.Generator().manual_seed(self.seed)
+        before, action, future = branches.transitions()
+        changes = (before["frames"][:, -1, :CELLS] != future[:, :CELLS]).any(1)
+        pools = [torch.as_tensor(pool.nonzero()[0]) for pool in (changes, ~changes) if pool.any()]
+        obs = as_tensors(before, policy.device)
+        action, future = (torch.as_tensor(x, device=policy.device) for x in (action, future))
+        optimizer, schedule = adamw(
+            [*policy.features_extractor.parameters(), *self.head.parameters()],
+            learning_rate=c.learning_rate,
+            weight_decay=c.weight_decay,
+            updates=c.updates,
+        )
+        metrics: dict[str, float] = {}
+        for update in trange(c.updates, desc="predict", unit="update", delay=2, leave=False, disable=None):
+            share = c.batch_size // len(pools)
+            drawn = [pool[torch.randint(len(pool), (share,), generator=generator)] for pool in pools]
+            i = torch.cat(drawn).to(policy.device)
+            loss, metrics = self.loss({name: value[i] for name, value in obs.items()}, action[i], future[i])
+            finite(loss, "iwm", update)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if (update + 1) % 50 == 0:
+                self.log(update + 1, metrics)
+        imitation = BC(policy, c.bc, seed=self.seed, log=lambda u, m: self.log(c.updates + u, m)).fit(demos)
+        policy.warm_start = "iwm"
+        return Fitted(updates=c.updates + imitation.updates, metrics={**metrics, **imitation.metrics})

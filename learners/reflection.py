@@ -1,0 +1,246 @@
+"""Reflection: judge the futures of one's own actions against the expert's, then learn from that judgement.
+
+    1. Judge.    J(s, s', seen before?) scores a consequence. At expert states it learns to find the expert's
+                 future s_i among those of all own actions s_i^k:
+                     L_J = -log softmax_k J(s_i, s_i^k)[expert's]
+                 It sees what an action did, never which button was pressed, so that "nothing changed", "the key is
+                 carried now" and "I have been here before" generalise from a few demonstrations.
+    2. Practise. The agent acts by itself, first around the demonstrations, then (its policy by now) on fresh
+                 levels. In every state it reaches it tries all its actions.
+    3. Label.    q(a | s) = softmax_a J(s, s'_a), over futures that were really executed.
+    4. Learn.    L = -log pi(a_i | s_i)  +  KL(q || pi)  over the agent's own states.
+                 Then practise again with the better policy.
+
+No reward is used and the expert is not asked again. arXiv 2510.08558 (Eq. 4) lets a language model verbalise the
+contrast between the expert's future and its own; a small policy has no such prior, so here the contrast itself is
+learned. Steps 2 to 4 on fresh levels are ours: DAgger (arXiv 1011.0686) with the judge in the expert's place.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import trange
+
+from headstart.envs import collect
+from headstart.envs.errors import UsageError
+from headstart.envs.simulator import Actor, Simulator, uniform_actor
+from headstart.envs.transitions import Branches, Demos
+from headstart.learners.learner import Fitted, Log, Practice, finite, silent
+from headstart.models.judge import Judge
+from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
+from headstart.models.optimizer import adamw
+from headstart.models.policy import HeadstartPolicy, as_tensors
+
+__all__ = ["JudgeConfig", "Reflection", "ReflectionConfig"]
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    members: int = 3
+    """Judges whose preferences are averaged: one alone is confident where it has seen nothing."""
+    dropout: float = 0.3
+    """On the judges' last hidden layer."""
+    updates: int = 900
+    """Gradient updates."""
+    batch_size: int = 24
+    """Expert states in an update, each with the futures of all actions."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    temperature: float = 1.0
+    """Of the judgement that becomes a label."""
+
+
+@dataclass(frozen=True)
+class ReflectionConfig:
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """How the judge is trained and read."""
+    walks: int = 3
+    """Random walks from every expert state before the first fit."""
+    walk_steps: int = 4
+    """Steps of each of these walks."""
+    rounds: int = 1
+    """Rounds of practice on fresh levels with the policy so far."""
+    levels: int = 60
+    """Fresh levels in a round."""
+    level_steps: int = 60
+    """Longest episode on a fresh level."""
+    updates: int = 1500
+    """Gradient updates of the policy before the first round."""
+    round_updates: int = 800
+    """Gradient updates of the policy after each round."""
+    batch_size: int = 64
+    """Expert states in an update, and as many of the agent's own."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of each fit."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    label_smoothing: float = 0.1
+    """On the expert's actions, as in bc."""
+    own_weight: float = 1.0
+    """Weight of the self-labelled states beside the expert's."""
+
+
+class Reflection:
+    def __init__(
+        self,
+        policy: HeadstartPolicy,
+        config: ReflectionConfig | None = None,
+        *,
+        seed: int = 0,
+        log: Log = silent,
+    ):
+        self.policy, self.config, self.seed, self.log = policy, config or ReflectionConfig(), seed, log
+        torch.manual_seed(seed)
+        judge = self.config.judge
+        self.judge = Judge(members=judge.members, dropout=judge.dropout).to(policy.device)
+        self.updates = self.env_steps = 0
+
+    # ---- losses ----
+    def judge_loss(
+        self, frame: Tensor, future: Tensor, revisit: Tensor, action: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Find the expert's future: frames (B, F), futures (B, A, F), revisits (B, A), expert actions (B,)."""
+        credit = same_future_credit(future, action)  # (B, A)
+        score = self.judge(frame, future, revisit)  # (M, B, A)
+        loss = torch.stack([contrast_loss(member, credit) for member in score]).mean()
+        best = score.mean(0).argmax(1, keepdim=True)
+        accuracy = credit.gather(1, best).float().mean()
+        return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
+
+    def policy_loss(
+        self, expert_obs: dict[str, Tensor], action: Tensor, own_obs: dict[str, Tensor], label: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Imitate the expert (B states) and one's own judgement (B' states, label (B', A))."""
+        both = {name: torch.cat([expert_obs[name], own_obs[name]]) for name in expert_obs}
+        expert, own = self.policy.logits(both).split([len(action), len(label)])
+        imitation = F.cross_entropy(expert, action, label_smoothing=self.config.label_smoothing)
+        judged = soft_cross_entropy(own, label)
+        loss = imitation + self.config.own_weight * judged
+        return loss, {
+            "bc/loss": float(imitation.detach()),
+            "bc/accuracy": float((expert.argmax(1) == action).float().mean()),
+            "reflect/own_loss": float(judged.detach()),
+            "reflect/own_agreement": float((own.argmax(1) == label.argmax(1)).float().mean()),
+        }
+
+    # ---- stages ----
+    def fit_judge(self, branches: Branches) -> dict[str, float]:
+        """Stage 1, on branches at expert states."""
+        c, device = self.config.judge, self.policy.device
+        generator = torch.Generator().manual_seed(self.seed)
+        frame, future, revisit, action = (
+            torch.as_tensor(x, device=device)
+            for x in (branches.frame, branches.future[:, :, 0], branches.revisit, branches.expert_action)
+        )
+        optimizer, schedule = adamw(
+            self.judge.parameters(),
+            learning_rate=c.learning_rate,
+            weight_decay=c.weight_decay,
+            updates=c.updates,
+        )
+        self.judge.train()
+        metrics: dict[str, float] = {}
+        for update in trange(c.updates, desc="judge", unit="update", delay=2, leave=False, disable=None):
+            i = torch.randint(len(action), (c.batch_size,), generator=generator).to(device)
+            loss, metrics = self.judge_loss(frame[i], future[i], revisit[i], action[i])
+            finite(loss, "reflect (judge)", update)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            self._count(metrics)
+        return metrics
+
+    def label(self, branches: Branches) -> NDArray[np.float32]:
+        """Stage 3: the judge's preference (N, A) among the executed futures."""
+        device = self.policy.device
+        labels = [
+            self.judge.prefer(
+                torch.as_tensor(branches.frame[i : i + 512], device=device),
+                torch.as_tensor(branches.future[i : i + 512, :, 0], device=device),
+                torch.as_tensor(branches.revisit[i : i + 512], device=device),
+                self.config.judge.temperature,
+            )
+            for i in range(0, len(branches), 512)
+        ]
+        return torch.cat(labels).cpu().numpy()
+
+    def fit_policy(
+        self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int
+    ) -> dict[str, float]:
+        """Stage 4, on the demonstrations and all own states so far."""
+        c, policy = self.config, self.policy
+        generator = torch.Generator().manual_seed(self.seed + self.updates)
+        expert_obs, action = (
+            as_tensors(demos.obs, policy.device),
+            torch.as_tensor(demos.action, device=policy.device),
+        )
+        own_obs = as_tensors(
+            {name: np.concatenate([b.obs[name] for b in own]) for name in demos.obs}, policy.device
+        )
+        label = torch.as_tensor(np.concatenate(labels), device=policy.device)
+        optimizer, schedule = adamw(
+            policy.actor_parameters(),
+            learning_rate=c.learning_rate,
+            weight_decay=c.weight_decay,
+            updates=updates,
+        )
+        metrics: dict[str, float] = {}
+        for update in trange(updates, desc="learn", unit="update", delay=2, leave=False, disable=None):
+            i = torch.randint(len(action), (c.batch_size,), generator=generator).to(policy.device)
+            j = torch.randint(len(label), (c.batch_size,), generator=generator).to(policy.device)
+            loss, metrics = self.policy_loss(
+                {name: value[i] for name, value in expert_obs.items()},
+                action[i],
+                {name: value[j] for name, value in own_obs.items()},
+                label[j],
+            )
+            finite(loss, "reflect", update)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            self._count(metrics)
+        return metrics
+
+    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
+        """All stages. ``branches``: every action at the demonstrated states; ``practise``: where fresh levels are."""
+        if branches is None or practise is None:
+            raise UsageError(
+                "Reflection needs fit(demos, branches, practise): branch(demos), and an environment."
+            )
+        c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
+        judged = self.fit_judge(branches)
+
+        expert_states = collect.replay(demos)
+        around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
+        own = [self._practise(around, uniform_actor(around.n_actions), c.walk_steps, rng, keep_start=False)]
+        labels = [self.label(own[0])]
+        metrics = self.fit_policy(demos, own, labels, c.updates)
+        for _ in range(c.rounds):
+            fresh = practise.fresh(c.levels, rng)
+            own.append(self._practise(fresh, self.policy.actor(), c.level_steps, rng, keep_start=True))
+            labels.append(self.label(own[-1]))
+            metrics = self.fit_policy(demos, own, labels, c.round_updates)
+        self.policy.warm_start = "reflect"
+        return Fitted(self.updates, self.env_steps, {**judged, **metrics})
+
+    def _practise(
+        self, start: Simulator, actor: Actor, steps: int, rng: np.random.Generator, *, keep_start: bool
+    ) -> Branches:
+        """Stage 2: act, then try every action in every state that was reached."""
+        states, walked = collect.practise(start, actor, steps=steps, rng=rng, keep_start=keep_start)
+        branches = collect.branch(states)
+        self.env_steps += walked + branches.env_steps
+        return branches
+
+    def _count(self, metrics: dict[str, float]) -> None:
+        self.updates += 1
+        if self.updates % 50 == 0:
+            self.log(self.updates, metrics)

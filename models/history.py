@@ -1,0 +1,44 @@
+"""Memory: attention over the last frames and the actions taken in them.
+
+Legend: B states in a batch, T = history + 1 frames, U distinct frames among the B * T, D width.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["HistoryAttention"]
+
+
+class HistoryAttention(nn.Module):
+    """What the present wants to know of the past.
+
+    The present frame is the query; each earlier frame, with its age and the action taken there, is a key and a
+    value. Frames from before the episode are masked; a learned null entry lets the present ignore the past, and
+    keeps the softmax defined at the first step. Projections of frames, actions and ages are added after they are
+    projected, so that each distinct frame is projected once.
+    """
+
+    def __init__(self, width: int, history: int, n_actions: int, heads: int = 4):
+        super().__init__()
+        self.n_actions, self.heads = n_actions, heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.action = nn.Embedding(n_actions + 1, 2 * width)
+        self.age = nn.Parameter(torch.randn(history, 2 * width) * 0.02)
+        self.null = nn.Parameter(torch.randn(2 * width) * 0.02)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, feature: Tensor, place: Tensor, action: Tensor) -> Tensor:
+        """Features (U, D) of distinct frames, their place (B, T) in time, actions (B, T-1) -> (B, D).
+
+        An action of ``n_actions`` marks a frame from before the episode.
+        """
+        past = self.key_value(feature)[place[:, :-1]] + self.action(action) + self.age  # (B, T-1, 2D)
+        memory = torch.cat([self.null.expand(len(past), 1, -1), past], dim=1)  # (B, T, 2D)
+        missing = F.pad(action == self.n_actions, (1, 0))  # the null entry never is
+        query = rearrange(self.query(feature)[place[:, -1]], "b (h d) -> b h 1 d", h=self.heads)
+        key, value = rearrange(memory, "b t (two h d) -> two b h t d", two=2, h=self.heads)
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=~missing[:, None, None])
+        return self.out(rearrange(read, "b h 1 d -> b (h d)"))

@@ -1,0 +1,52 @@
+"""Shared mathematics of the learners: pure functions of tensors, each returning a scalar loss.
+
+Legend: B states in a batch, A actions, C cells of a view, D width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy against a distribution, averaged over the batch; logits and target (B, A)."""
+    return -(target * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+
+
+def same_future_credit(future: Tensor, action: Tensor) -> Tensor:
+    """Which actions lead where the expert's action led: (B, A) bool.
+
+    ``future`` (B, A, D) are the observations after each action, ``action`` (B,) the expert's. Two actions
+    that end in the same observation are the same choice for a judge, which sees consequences only.
+    """
+    expert = future[torch.arange(len(action)), action].unsqueeze(1)  # (B, 1, D)
+    return (future == expert).all(-1)
+
+
+def contrast_loss(score: Tensor, credit: Tensor) -> Tensor:
+    """Negative log of the probability that softmax(score) gives to the credited futures.
+
+    ``score`` (B, A) rates each future, ``credit`` (B, A) marks those that equal the expert's. This is the
+    contrast of arXiv 2510.08558, section 4.3 (own futures beside the expert's), learned instead of verbalised.
+    """
+    log_p = F.log_softmax(score, dim=-1)
+    return -torch.logsumexp(log_p.masked_fill(~credit, -torch.inf), dim=-1).mean()
+
+
+def view_loss(
+    logits: tuple[Tensor, ...], target: tuple[Tensor, ...], changed: Tensor, changed_weight: float
+) -> Tensor:
+    """Cross-entropy of predicted cells, arXiv 2510.08558 Eq. 3, with changed cells weighted up.
+
+    ``logits`` are (B, C, classes) for each part of a cell (type, colour, state), ``target`` their classes (B, C);
+    ``changed`` (B, C) marks the cells that differ from the view before. Six views in ten stay as they are after
+    a step, so that a plain mean mostly learns to copy. Weights are normalised: nats per cell, whatever the weight.
+    """
+    nats = torch.stack(
+        [
+            F.cross_entropy(part.transpose(1, 2), t, reduction="none")
+            for part, t in zip(logits, target, strict=True)
+        ]
+    ).sum(0)  # (B, C)
+    weight = torch.where(changed, changed_weight, 1.0)
+    return (nats * weight).sum() / weight.sum()

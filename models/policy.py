@@ -1,0 +1,139 @@
+"""The Stable-Baselines3 policy that learners warm-start and PPO goes on with: one object from start to end.
+
+Legend: B states in a batch, T = history + 1 frames, F bytes of a frame, L mission tokens, A actions, D width.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from headstart.models.encoders import CELLS, ViewEncoder, distinct_rows
+from headstart.models.history import HistoryAttention
+
+__all__ = ["FrameHistoryExtractor", "HeadstartPolicy", "as_tensors"]
+
+
+def as_tensors(obs: dict[str, NDArray], device: torch.device | str) -> dict[str, Tensor]:
+    """Observations as tensors of the same dtype on a device."""
+    return {name: torch.as_tensor(value, device=device) for name, value in obs.items()}
+
+
+class FrameHistoryExtractor(BaseFeaturesExtractor):
+    """{"frames" (B, T, F), "actions" (B, T-1), "mission" (B, L)} -> (B, D).
+
+    ``memory`` is how many of the T-1 earlier frames are used (default: all). The
+    mission scales and shifts encoded views (FiLM, arXiv 1709.07871), after the encoder so that missions share
+    them; the present then attends to the past. Whatever depends on one view and mission only is computed once
+    for each distinct pair in the batch: the gradient is the same, and most pairs occur many times.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        n_actions: int,
+        memory: int | None = None,
+        width: int = 128,
+        channels: int = 32,
+    ):
+        super().__init__(observation_space, features_dim=width)
+        history = observation_space["frames"].shape[0] - 1  # type: ignore[index]
+        self.memory = history if memory is None else memory
+        if not 0 <= self.memory <= history:
+            raise ValueError(f"memory={self.memory}, but observations hold {history} earlier frames.")
+        words = int(observation_space["mission"].high.max()) + 1  # type: ignore[attr-defined]
+        self.view = ViewEncoder(width, channels)
+        self.word = nn.EmbeddingBag(words, width, mode="mean", padding_idx=0)
+        self.film = nn.Linear(width, 2 * width)
+        nn.init.zeros_(self.film.weight)  # an instruction changes nothing until it has been learned
+        nn.init.zeros_(self.film.bias)
+        if self.memory:
+            self.past = HistoryAttention(width, self.memory, n_actions)
+        self.mix = nn.Sequential(nn.Linear((2 if self.memory else 1) * width, width), nn.ReLU())
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        view = observations["frames"][:, -1 - self.memory :, :CELLS]  # (B, T, 49)
+        mission = observations["mission"]
+        b, t = view.shape[:2]
+        seen = torch.cat([view, repeat(mission, "b l -> b t l", t=t).to(view.dtype)], dim=-1)
+        distinct, place = distinct_rows(rearrange(seen, "b t f -> (b t) f"))  # (U, 49 + L), (B * T,)
+        place = rearrange(place, "(b t) -> b t", b=b)
+        view, mission = distinct.split([CELLS, mission.shape[1]], dim=1)
+        scale, shift = self.film(self.word(mission.long())).chunk(2, dim=1)
+        feature = torch.relu(self.view(view) * (1 + scale) + shift)  # (U, D)
+        now = feature[place[:, -1]]
+        if self.memory:
+            action = observations["actions"][:, -self.memory :].long()
+            now = torch.cat([now, self.past(feature, place, action)], dim=1)
+        return self.mix(now)
+
+
+class HeadstartPolicy(MultiInputActorCriticPolicy):
+    """Actor and critic on one trunk. ``warm_start`` names the learner that has fitted it, if any."""
+
+    warm_start: str | None = None
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Discrete,
+        lr_schedule: Callable[[float], float],
+        **settings: Any,
+    ):
+        settings.setdefault("features_extractor_class", FrameHistoryExtractor)
+        extractor = settings.setdefault("features_extractor_kwargs", {})
+        extractor.setdefault("n_actions", int(action_space.n))
+        settings.setdefault("net_arch", {"pi": [64], "vf": [64]})
+        settings.setdefault("activation_fn", nn.ReLU)
+        super().__init__(observation_space, action_space, lr_schedule, **settings)
+
+    def features(self, obs: dict[str, Tensor]) -> Tensor:
+        """(B, D): what the actor, the critic and the world model read."""
+        return self.features_extractor(obs)
+
+    def logits(self, obs: dict[str, Tensor]) -> Tensor:
+        """(B, A) unnormalised log-probabilities of the actor."""
+        return self.action_net(self.mlp_extractor.forward_actor(self.features(obs)))
+
+    def actor_parameters(self) -> Iterator[nn.Parameter]:
+        """Trunk and actor: what learners fit. The critic stays fresh for PPO."""
+        modules = (self.features_extractor, self.mlp_extractor.policy_net, self.action_net)
+        return chain.from_iterable(module.parameters() for module in modules)
+
+    def critic_parameters(self) -> Iterator[nn.Parameter]:
+        """The critic's own layers, without the trunk."""
+        return chain(self.mlp_extractor.value_net.parameters(), self.value_net.parameters())
+
+    @torch.no_grad()
+    def probabilities(
+        self, obs: dict[str, NDArray], *, temperature: float = 1.0, chunk: int = 4096
+    ) -> NDArray:
+        """(N, A) float64 action probabilities for observations in numpy, however many."""
+        logits = [
+            self.logits(as_tensors({name: value[i : i + chunk] for name, value in obs.items()}, self.device))
+            for i in range(0, len(obs["frames"]), chunk)
+        ]
+        return torch.softmax(torch.cat(logits).double() / temperature, dim=1).cpu().numpy()
+
+    def actor(
+        self, *, greedy: bool = False, temperature: float = 1.0
+    ) -> Callable[[dict[str, NDArray], np.random.Generator], NDArray[np.int64]]:
+        """How the policy acts in a simulator: the likeliest action, or one drawn at a temperature."""
+
+        def act(obs: dict[str, NDArray], rng: np.random.Generator) -> NDArray[np.int64]:
+            p = self.probabilities(obs, temperature=temperature)
+            if greedy:
+                return p.argmax(axis=1)
+            above = p.cumsum(axis=1) > rng.random((len(p), 1))
+            above[:, -1] = True  # the sum may end a rounding error below one
+            return above.argmax(axis=1)
+
+        return act
