@@ -24,7 +24,7 @@ import pickle
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -52,7 +52,7 @@ ForkMode = Literal["deepcopy", "pickle", "replay"]
 MODES: tuple[ForkMode, ...] = get_args(ForkMode)
 SHOWN_ACTIONS = 30  # of the actions that led to an error
 ALTERNATIVES = 4  # copies of one state that are timed, about as many as an agent has actions
-EPISODES = range(2, 21)  # how many episodes the self-check may play
+MIN_EPISODES, MAX_EPISODES = 2, 20  # of the self-check
 UNREADABLE = "unreadable"
 
 
@@ -194,7 +194,7 @@ def choose_fork_mode(
     """
     traces: list[_Trace] = []
     left = steps
-    while len(traces) < EPISODES.start or (left > 0 and len(traces) < EPISODES.stop - 1):
+    while len(traces) < MIN_EPISODES or (left > 0 and len(traces) < MAX_EPISODES):
         traces.append(_play(make_env, seed + len(traces), steps))
         left -= len(traces[-1].actions)
     for trace in traces:
@@ -290,7 +290,7 @@ def _check_repeats(make_env: MakeEnv, trace: _Trace) -> None:
     for step, moment in enumerate(trace.moments):
         if step:
             episode.step(trace.actions[step - 1])
-        for what in _differences(_moment(episode), moment):
+        if what := _difference(_moment(episode), moment):
             place = f"step {step}" if step else "reset()"
             raise EnvironmentFailed(
                 f"{episode.name} does not repeat itself: with seed {trace.seed} and the same actions, {what} "
@@ -299,10 +299,9 @@ def _check_repeats(make_env: MakeEnv, trace: _Trace) -> None:
             )
 
 
-def _differences(moment: _Moment, expected: _Moment) -> Iterator[str]:
-    for name, one, other in zip(_Moment._fields, moment, expected, strict=True):
-        if one != other:
-            yield name
+def _difference(moment: _Moment, expected: _Moment) -> str | None:
+    """The first thing in which they differ."""
+    return next((name for name in _Moment._fields if getattr(moment, name) != getattr(expected, name)), None)
 
 
 def _prove(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horizon: int) -> float:
@@ -311,9 +310,7 @@ def _prove(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horiz
         return _follow(make_env, mode, trace, at, horizon)
     except _Inexact:
         raise
-    except (
-        Exception
-    ) as error:  # the episode itself raised nothing when it was played: the copies are to blame
+    except Exception as error:  # nothing was raised when the episode was played: the copies are to blame
         raise _Inexact(f"{type(error).__name__}: {error}") from error
 
 
@@ -334,13 +331,13 @@ def _follow(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], hori
                     strays[0].step(sample())
             for later in range(step, min(step + horizon, len(trace.actions))):
                 follower.step(trace.actions[later])
-                for what in _differences(_moment(follower), trace.moments[later + 1]):
+                if what := _difference(_moment(follower), trace.moments[later + 1]):
                     raise _Inexact(
                         f"with seed {trace.seed}, a copy made after step {step} has another {what} than "
                         f"the original after step {later + 1}"
                     )
         original.step(action)
-        for what in _differences(_moment(original), trace.moments[step + 1]):
+        if what := _difference(_moment(original), trace.moments[step + 1]):
             raise _Inexact(
                 f"with seed {trace.seed}, its copies disturb the original: it has another {what} than "
                 f"without them after step {step + 1}"
