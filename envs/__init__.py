@@ -1,1 +1,59 @@
+"""Environments: levels, the branching engine, experts, and everything that steps them.
 
+Names are loaded when they are first used, so that a command line that only prints does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, practise, replay, save_demos
+    from headstart.envs.experts import expert_for, known_experts
+    from headstart.envs.levels import Levels, bank
+    from headstart.envs.registry import ENVIRONMENTS, Environment
+    from headstart.envs.simulator import Simulator
+    from headstart.envs.transitions import Branches, Demos
+    from headstart.envs.vector import HeadstartVecEnv, HeadstartVectorEnv, make_vec_env
+
+_WHERE = {
+    "collect": ("branch", "collect_demos", "evaluate", "load_demos", "practise", "replay", "save_demos"),
+    "experts": ("expert_for", "known_experts"),
+    "levels": ("Levels", "bank"),
+    "registry": ("ENVIRONMENTS", "Environment"),
+    "simulator": ("Simulator",),
+    "transitions": ("Branches", "Demos"),
+    "vector": ("HeadstartVecEnv", "HeadstartVectorEnv", "make_vec_env"),
+}
+
+__all__ = [
+    "ENVIRONMENTS",
+    "Branches",
+    "Demos",
+    "Environment",
+    "HeadstartVecEnv",
+    "HeadstartVectorEnv",
+    "Levels",
+    "Simulator",
+    "bank",
+    "branch",
+    "collect_demos",
+    "evaluate",
+    "expert_for",
+    "known_experts",
+    "load_demos",
+    "make_vec_env",
+    "practise",
+    "replay",
+    "save_demos",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WHERE.items():
+        if name in names:
+            return getattr(import_module(f"headstart.envs.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

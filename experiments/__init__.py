@@ -1,1 +1,1 @@
-
+"""Experiments: one script per environment, the pipeline they share, and the command line."""

@@ -1,0 +1,488 @@
+"""One experiment from nothing to a table: levels, demonstrations, branches, warm starts, evaluation, PPO, report.
+
+Stages talk through files under ``runs/<name>/``. A stage is a function of its configuration, its inputs and the
+seed; its artefact carries a key made of these, and the same command again skips every stage whose artefact is there.
+
+    runs/door_key/demos/seed0/demos.npz
+    runs/door_key/<arm>/seed0/   config.json        everything that was decided, before anything ran
+                                 versions.json      packages, commit, command (volatile)
+                                 warm_start.*       weights (safetensors) and what the fit has cost (JSON)
+                                 metrics.csv        losses of the fit
+                                 evaluation.json    success on test levels, greedy and sampled
+                                 policy.*           weights after PPO, curve.csv, rl.csv
+                                 summary.json       the row of the table
+                                 events.out.*       TensorBoard (a view of the CSV files)
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
+
+from headstart.envs import storage
+from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, save_demos
+from headstart.envs.errors import DataError, UsageError
+from headstart.envs.levels import Levels, bank
+from headstart.envs.transitions import Demos
+from headstart.envs.vector import HeadstartVecEnv
+from headstart.experiments.runlog import RunLog, flat, write_rows
+from headstart.learners import LEARNERS, PPO, BCConfig, IWMConfig, ReflectionConfig
+from headstart.models import HeadstartPolicy
+
+SCHEMA = 1
+LearnerConfig = BCConfig | IWMConfig | ReflectionConfig
+
+
+# ---- what an experiment is ----
+@dataclass(frozen=True)
+class RL:
+    """Fine-tuning with PPO. ``settings`` go to learners.PPO as they are."""
+
+    steps: int = 300_000
+    """Environment steps."""
+    n_envs: int = 64
+    """Episodes in lockstep."""
+    eval_every: int = 20_000
+    """Steps between two points of the curve."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    learner: LearnerConfig | None
+    """How the policy is warm-started; None starts from scratch."""
+    memory: int
+    """Earlier frames and actions that its policy looks at."""
+    rl: bool
+    """Whether PPO goes on from there."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that one script decides. Nothing edits it; command-line flags make a changed copy."""
+
+    name: str
+    env_id: str
+    demos: int
+    horizon: int
+    history: int
+    arms: dict[str, Arm]
+    rl: RL
+    branch_horizon: int = 4
+    """Steps of a branch: each action, then the agent's own."""
+    train_levels: int = 8192
+    validation_levels: int = 300
+    """Levels on which curves are drawn; test levels are played once, after the fit."""
+    test_levels: int = 1000
+
+
+# ---- what the stages of one arm share ----
+@dataclass(frozen=True)
+class Run:
+    """One arm and seed of an experiment."""
+
+    experiment: Experiment
+    arm: str
+    seed: int
+    out: Path
+    device: str = "cpu"
+    progress: Callable[[float], None] = lambda share: None
+    """Told the share of this run's work that has been done, between 0 and 1."""
+
+    @property
+    def directory(self) -> Path:
+        return self.out / self.experiment.name / self.arm / f"seed{self.seed}"
+
+    @property
+    def demos_path(self) -> Path:
+        return self.out / self.experiment.name / "demos" / f"seed{self.seed}" / "demos.npz"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decides the result of this run: the other arms do not."""
+        experiment = dataclasses.asdict(self.experiment)
+        arms = experiment.pop("arms")
+        if not self.experiment.arms[self.arm].rl:
+            experiment.pop("rl")
+        return {**experiment, "arm": self.arm, **arms[self.arm], "seed": self.seed, "device": self.device}
+
+
+def run_arm(run: Run) -> dict[str, Any]:
+    """All stages of one arm and seed, from wherever an earlier run has left it; returns its summary."""
+    torch.set_num_threads(1)
+    directory, experiment = run.directory, run.experiment
+    directory.mkdir(parents=True, exist_ok=True)
+    with storage.lock(directory):
+        _keep_config(run)
+        arm = experiment.arms[run.arm]
+        model = _model(run)
+        cost = {"updates": 0, "env_steps": 0, "expert_steps": 0}
+        if arm.learner is not None:
+            cost = warm_start(run, model)
+        scores = evaluate_policy(run, model, "evaluation.json")
+        summary = {"env": experiment.name, "arm": run.arm, "seed": run.seed, **scores, **cost, "rl_steps": 0}
+        if arm.rl:
+            curve = fine_tune(run, model, cost["env_steps"], scores)
+            after = evaluate_policy(run, model, "evaluation_after_rl.json")
+            summary |= {f"rl_{name}": after[name] for name in ("success_sampled", "success_greedy")}
+            summary |= {"rl_steps": experiment.rl.steps, "env_steps": cost["env_steps"] + experiment.rl.steps, **curve}
+        storage.save_json(directory / "summary.json", summary, kind="summary", schema=SCHEMA)
+    run.progress(1.0)
+    return summary
+
+
+# ---- stages ----
+def demonstrate(run: Run) -> Demos:
+    """The demonstrations that all arms of a seed share."""
+    experiment, path = run.experiment, run.demos_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not storage.exists(path):
+        demos = collect_demos(
+            experiment.env_id,
+            experiment.demos,
+            seed=run.seed,
+            history=experiment.history,
+            horizon=experiment.horizon,
+        )
+        save_demos(path, demos)
+    demos = load_demos(path, history=experiment.history)
+    found = (demos.env_id, len(demos.length), demos.horizon)
+    wanted = (experiment.env_id, experiment.demos, experiment.horizon)
+    if found != wanted:
+        raise DataError(
+            f"{path}: holds {found[1]} demonstrations of {found[0]} with horizon {found[2]}, but this experiment wants "
+            f"{wanted[1]} of {wanted[0]} with horizon {wanted[2]}. Start over with --fresh, or choose another --out."
+        )
+    return demos
+
+
+def warm_start(run: Run, model: PPO) -> dict[str, int]:
+    """Fit the policy without reward, or take the weights of an earlier fit; returns what it has cost."""
+    learner_config = run.experiment.arms[run.arm].learner
+    assert learner_config is not None
+    weights, cost_path = run.directory / "warm_start.safetensors", run.directory / "warm_start.json"
+    demos = demonstrate(run)
+    key = storage.digest(run.demos_path)
+    if storage.exists(weights) and storage.exists(cost_path):
+        cost = storage.load_json(cost_path, kind="fit", schema=SCHEMA)
+        if cost.pop("demos") != key:
+            raise DataError(f"{weights}: was fitted to other demonstrations than {run.demos_path}. Use --fresh.")
+        _load_policy(model, weights)
+        return cost
+    log = RunLog(run.directory, "warm_start")
+    total = _updates(learner_config)
+
+    def report(update: int, metrics: dict[str, float]) -> None:
+        log(update, {name if name.startswith("reflect/") else f"pretrain/{name}": v for name, v in metrics.items()})
+        run.progress(update / total * _seconds(run.experiment, run.arm)[0] / sum(_seconds(run.experiment, run.arm)))
+
+    branches = branch(demos, horizon=run.experiment.branch_horizon, rng=np.random.default_rng([run.seed, 0xB2]))
+    learner = LEARNERS[type(learner_config)](model.policy, learner_config, seed=run.seed, log=report)  # type: ignore[arg-type]
+    fitted = learner.fit(demos, branches, model.env)  # type: ignore[arg-type]
+    looked = branches.env_steps if not isinstance(learner_config, BCConfig) else 0
+    cost = {"updates": fitted.updates, "env_steps": fitted.env_steps + looked, "expert_steps": len(demos)}
+    log.close()
+    write_rows(run.directory / "metrics.csv", log.rows, kind="metrics")
+    _save_policy(model, weights)
+    storage.save_json(cost_path, {**cost, "demos": key}, kind="fit", schema=SCHEMA)
+    return cost
+
+
+def evaluate_policy(run: Run, model: PPO, name: str) -> dict[str, Any]:
+    """Success on the test levels, sampled and greedy, each level once."""
+    path, experiment = run.directory / name, run.experiment
+    if not storage.exists(path):
+        levels = bank(experiment.env_id, "test", experiment.test_levels)
+        result: dict[str, Any] = {"episodes": len(levels)}
+        for mode in ("sampled", "greedy"):
+            result[f"success_{mode}"], result[f"length_{mode}"] = _success(run, model, levels, greedy=mode == "greedy")
+        storage.save_json(path, result, kind="evaluation", schema=SCHEMA)
+    return storage.load_json(path, kind="evaluation", schema=SCHEMA)
+
+
+def fine_tune(run: Run, model: PPO, spent: int, warm: dict[str, Any]) -> dict[str, Any]:
+    """PPO from the policy as it is; the curve starts at the environment steps ``spent`` before RL."""
+    weights, curve_path = run.directory / "policy.safetensors", run.directory / "curve.json"
+    if storage.exists(weights) and storage.exists(curve_path):
+        _load_policy(model, weights)
+        return _curve_facts(storage.load_json(curve_path, kind="curve", schema=SCHEMA))
+    rl = run.experiment.rl
+    log = RunLog(run.directory, "rl", offset=spent)
+    log.describe(run.config, {"eval/success_rate": warm["success_sampled"]})
+    levels = bank(run.experiment.env_id, "validation", run.experiment.validation_levels)
+    points: list[dict[str, Any]] = []
+
+    def measure(rl_steps: int) -> None:
+        success, _ = _success(run, model, levels, greedy=False)
+        started = rl_steps == 0 or model.warm_start_policy is None or model.actor_started_at is not None
+        points.append(
+            {"env_steps": spent + rl_steps, "rl_steps": rl_steps, "success": success, "actor_has_moved": started}
+        )
+        log(spent + rl_steps, {"eval/success_rate": success})
+        before, during = _seconds(run.experiment, run.arm)
+        run.progress((before + during * min(1.0, rl_steps / rl.steps)) / (before + during))
+
+    class Curve(BaseCallback):
+        """A point of the curve every ``eval_every`` steps, always between two updates."""
+
+        due = 0
+
+        def _on_rollout_start(self) -> None:
+            if self.num_timesteps >= self.due:
+                measure(self.num_timesteps)
+                self.due += rl.eval_every
+
+        def _on_step(self) -> bool:
+            return True
+
+    model.set_logger(log.logger())
+    model.learn(rl.steps, callback=Curve())
+    measure(model.num_timesteps)
+    log.close()
+    write_rows(run.directory / "rl.csv", log.rows, kind="metrics")
+    storage.save_json(curve_path, points, kind="curve", schema=SCHEMA)
+    _save_policy(model, weights)
+    return _curve_facts(points)
+
+
+def _curve_facts(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """The depth of the worst dip below the warm start after the actor has begun to move, and where the curve ends."""
+    moved = [point["success"] for point in points[1:] if point["actor_has_moved"]]
+    return {"rl_start": points[0]["success"], "rl_minimum": min(moved), "rl_end": points[-1]["success"]}
+
+
+# ---- the parts of a stage ----
+def _model(run: Run) -> PPO:
+    experiment, arm = run.experiment, run.experiment.arms[run.arm]
+    levels = bank(experiment.env_id, "train", experiment.train_levels)
+    env = HeadstartVecEnv(
+        levels, experiment.rl.n_envs, seed=run.seed, history=experiment.history, horizon=experiment.horizon
+    )
+    extractor = {"memory": arm.memory}
+    return PPO(
+        HeadstartPolicy,
+        env,
+        seed=run.seed,
+        device=run.device,
+        policy_kwargs={"features_extractor_kwargs": extractor},
+        **experiment.rl.settings,
+    )
+
+
+def _success(run: Run, model: PPO, levels: Levels, *, greedy: bool) -> tuple[float, float]:
+    """Share of levels solved, and mean length of an episode."""
+    success, length = evaluate(
+        levels,
+        model.policy.actor(greedy=greedy),
+        history=run.experiment.history,
+        horizon=run.experiment.horizon,
+        rng=np.random.default_rng([run.seed, 0xE7A1]),
+    )
+    return float(success.mean()), float(length.mean())
+
+
+def _save_policy(model: PPO, path: Path) -> None:
+    meta = {"warm_start": model.policy.warm_start}
+    storage.save_weights(path, model.policy.state_dict(), kind="policy", schema=SCHEMA, meta=meta)
+
+
+def _load_policy(model: PPO, path: Path) -> None:
+    weights, meta = storage.load_weights(path, kind="policy", schema=SCHEMA)
+    model.policy.load_state_dict(weights)
+    model.policy.warm_start = meta["warm_start"]
+
+
+def _keep_config(run: Run) -> None:
+    """Write the configuration, or compare it with the one that this directory was begun with."""
+    path, config = run.directory / "config.json", run.config
+    if storage.exists(path):
+        before = flat(storage.load_json(path, kind="configuration", schema=SCHEMA))
+        now = flat(json.loads(json.dumps(config)))
+        changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+        changed += sorted(before.keys() ^ now.keys()) if ("rl.steps" in before) == ("rl.steps" in now) else []
+        if changed:
+            lines = "\n".join(f"  {name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in changed)
+            raise UsageError(
+                f"{run.directory}: was begun with another configuration:\n{lines}\n"
+                "Use the old settings to go on, --fresh to start over, or another --out."
+            )
+    storage.save_json(path, config, kind="configuration", schema=SCHEMA)
+    storage.save_json(run.directory / "versions.json", _versions(run), kind="versions", schema=SCHEMA)
+
+
+def _versions(run: Run) -> dict[str, Any]:
+    packages = ("headstart", "torch", "numpy", "gymnasium", "minigrid", "stable-baselines3", "numba")
+    # the checkout that this file is in, if it is one
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        commit = "not a git checkout"
+    return {
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "device": run.device,
+        "commit": commit,
+        "command": " ".join(sys.argv),
+    }
+
+
+def _updates(config: LearnerConfig) -> int:
+    """Gradient updates that a fit will make, judge included."""
+    match config:
+        case BCConfig():
+            return config.updates
+        case IWMConfig():
+            return config.updates + config.bc.updates
+        case ReflectionConfig():
+            return config.judge.updates + config.updates + config.rounds * config.round_updates
+
+
+# Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
+_SECONDS_PER_UPDATE = {BCConfig: 0.004, IWMConfig: 0.008, ReflectionConfig: 0.009}
+_RL_STEPS_PER_SECOND = 3000
+
+
+def _seconds(experiment: Experiment, name: str) -> tuple[float, float]:
+    """Estimated seconds of an arm's fit and test, and of its PPO."""
+    arm = experiment.arms[name]
+    per_update = _SECONDS_PER_UPDATE.get(type(arm.learner), 0.0)  # type: ignore[arg-type]
+    fit = per_update * _updates(arm.learner) if arm.learner else 0.0
+    return fit + 3.0, experiment.rl.steps / _RL_STEPS_PER_SECOND if arm.rl else 0.0
+
+
+# ---- all arms ----
+def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
+    """What a run will do and how long it may take, in words."""
+    lines = [
+        f"{experiment.name}: {experiment.env_id}, {experiment.demos} demonstrations, "
+        f"{experiment.test_levels} test episodes of at most {experiment.horizon} steps, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    ]
+    for name, arm in experiment.arms.items():
+        fit = f"{_updates(arm.learner):,} updates without reward" if arm.learner else "no warm start"
+        lines.append(f"  {name:10} {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
+    seconds = [sum(_seconds(experiment, name)) for name in experiment.arms] * len(seeds)
+    minutes = max(sum(seconds) / processes, *seconds) / 60
+    megabytes = 3 * len(seconds)
+    lines.append(f"about {minutes:.0f} minutes in {processes} processes, about {megabytes} MB")
+    return "\n".join(lines)
+
+
+def run_all(
+    experiment: Experiment, seeds: tuple[int, ...], out: Path, *, device: str, processes: int, fresh: bool = False
+) -> list[dict[str, Any]]:
+    """Run every arm and seed in a pool of processes; returns their summaries.
+
+    A run that fails does not stop the others; its error is raised when they have finished.
+    """
+    runs = [Run(experiment, name, seed, out, device) for seed in seeds for name in experiment.arms]
+    if fresh:
+        for run in runs:
+            _empty(run.directory)
+        for seed in seeds:
+            _empty(Run(experiment, "bc", seed, out).demos_path.parent)
+    # Once, before the processes start, what they all read: levels and demonstrations.
+    for split in ("train", "validation", "test"):
+        bank(experiment.env_id, split, getattr(experiment, f"{split}_levels"))
+    for seed in seeds:
+        demo_run = Run(experiment, next(iter(experiment.arms)), seed, out)
+        with storage.lock(demo_run.demos_path.parent):
+            demonstrate(demo_run)
+    return _in_processes(runs, processes)
+
+
+def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:
+    weight = {run.directory: sum(_seconds(run.experiment, run.arm)) for run in runs}
+    done = dict.fromkeys(weight, 0.0)
+    # the longest first, so that none of the processes ends up alone with a long one
+    runs_by_length = sorted(runs, key=lambda run: -weight[run.directory])
+    context = multiprocessing.get_context("spawn")
+    reports = context.Manager().Queue()
+    summaries: dict[Path, dict[str, Any]] = {}
+    failures: list[BaseException] = []
+    bar = tqdm(
+        total=sum(weight.values()), bar_format="{percentage:3.0f}% |{bar}| {elapsed} of about {postfix}", disable=None
+    )
+    started = time.monotonic()
+    with ProcessPoolExecutor(min(processes, len(runs)), context, initializer=_worker, initargs=(reports,)) as pool:
+        waiting = {pool.submit(_run_in_worker, run): run for run in runs_by_length}
+        try:
+            while waiting:
+                while not reports.empty():
+                    directory, share = reports.get()
+                    done[directory] = share
+                for future in [future for future in waiting if future.done()]:
+                    run = waiting.pop(future)
+                    done[run.directory] = 1.0
+                    error = future.exception()
+                    if error is None:
+                        summaries[run.directory] = future.result()
+                        tqdm.write(_line(summaries[run.directory], time.monotonic() - started))
+                    else:
+                        failures.append(error)
+                        tqdm.write(f"{run.arm}, seed {run.seed}: failed: {error}")
+                bar.n = sum(weight[d] * share for d, share in done.items())
+                share = bar.n / bar.total
+                left = (time.monotonic() - started) * (1 / share - 1) if share > 0.02 else bar.total / processes
+                bar.set_postfix_str(tqdm.format_interval(time.monotonic() - started + left), refresh=True)
+                time.sleep(0.2)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+        finally:
+            bar.close()
+    if failures:
+        raise failures[0]
+    return [summaries[run.directory] for run in runs]
+
+
+def _line(summary: dict[str, Any], seconds: float) -> str:
+    text = (
+        f"[{tqdm.format_interval(seconds)}] {summary['arm']}, seed {summary['seed']}: "
+        f"success {summary['success_sampled']:.1%} sampled, {summary['success_greedy']:.1%} greedy"
+    )
+    if summary["rl_steps"]:
+        text += f"; after {summary['rl_steps']:,} steps of PPO {summary['rl_success_sampled']:.1%}"
+    return text
+
+
+def _worker(reports: Any) -> None:
+    """In each process of the pool: one thread, no bars of its own, Ctrl-C is the parent's business."""
+    global _reports
+    _reports = reports
+    os.environ["TQDM_DISABLE"] = "1"
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run_in_worker(run: Run) -> dict[str, Any]:
+    return run_arm(dataclasses.replace(run, progress=lambda share: _reports.put((run.directory, share))))
+
+
+def _empty(directory: Path) -> None:
+    """Delete what an earlier run has left; somebody who is writing there is not disturbed."""
+    if directory.is_dir():
+        with storage.lock(directory):
+            for path in directory.iterdir():
+                if path.is_file() and path.name != storage.LOCK:
+                    path.unlink()
