@@ -65,6 +65,7 @@ __all__ = ["Levels", "bank", "export_level", "import_level", "level_hash", "spli
 
 SPLITS = {"test": 2, "validation": 1, "train": 5}  # of eight levels
 BLOCK = 256  # seeds in one file of a bank
+MAX_DRAWS = 300_000  # random numbers for one level; minigrid's largest levels take a few thousand
 KIND = "headstart levels"
 
 # ---- what the engine knows ----
@@ -251,9 +252,7 @@ def _packed(thing: WorldObj | None) -> int:
         return engine.EMPTY
     code = OBJECT_TO_IDX[thing.type] * engine.TYPE_STEP + COLOR_TO_IDX[thing.color] * engine.COLOR_STEP
     if type(thing) is Door:
-        return code + (
-            engine.OPENED if thing.is_open else engine.LOCKED if thing.is_locked else engine.CLOSED
-        )
+        return code + (engine.OPENED if thing.is_open else engine.LOCKED if thing.is_locked else engine.CLOSED)
     return code
 
 
@@ -323,9 +322,7 @@ def _import_instruction(row: NDArray[np.uint8], u: Any, number_of: dict[int, int
         for i, description in enumerate(_descriptions(leaf)):
             bit = 1 << 2 * place + i
             for thing in description.obj_set:
-                if (
-                    id(thing) in number_of
-                ):  # "pick up a grey object" finds the walls too, which have no number
+                if id(thing) in number_of:  # "pick up a grey object" finds the walls too, which have no number
                     table[number_of[id(thing)] - 1, engine.MATCHES] |= bit
             for x, y in description.obj_poss:
                 if cells[y * u.grid.width + x] != engine.WALL:
@@ -414,9 +411,7 @@ def export_level(row: NDArray[np.uint8], env_id: str, seed: int) -> gymnasium.En
     elif rule == engine.OBSTACLES:
         _export_random_state(row, u)
     again = import_level(env, slots=int(row[engine.SLOTS]))
-    again[engine.OUTCOME] = row[
-        engine.OUTCOME
-    ]  # a Python environment does not know that its episode has ended
+    again[engine.OUTCOME] = row[engine.OUTCOME]  # a Python environment does not know that its episode has ended
     if not np.array_equal(again, row):
         raise mismatch
     return env
@@ -557,23 +552,31 @@ class Levels:
 
 def import_seeds(env_id: str, seeds: Iterable[int]) -> Levels:
     """The levels that `reset(seed)` makes, one for each seed, without any cache."""
+    return _import_seeds(env_id, seeds, skip_endless=False)
+
+
+def _import_seeds(env_id: str, seeds: Iterable[int], skip_endless: bool) -> Levels:
     env = gymnasium.make(env_id, disable_env_checker=True)
-    seed = np.array(list(seeds), np.int64)
-    if not len(seed):
-        raise UsageError(f"{env_id}: import_seeds() needs at least one seed.")
-    rows = []
-    mission = []
-    for n in seed:
-        _reset(env, int(n))
+    rows, mission, seed = [], [], []
+    for n in seeds:
+        try:
+            _reset(env, n)
+        except EndlessReset:
+            if skip_endless:
+                continue
+            raise
         rows.append(import_level(env))
         mission.append(cast(Any, env.unwrapped).mission)
+        seed.append(n)
+    if not rows:
+        raise UsageError(f"{env_id}: there is no level to import, not one of the seeds gives one.")
     length = max(map(len, rows))
     if any(len(row) != length for row in rows):
         raise UsageError(
             f"{env_id}: its levels need rows of different lengths, so they cannot be one bank. "
             "Give the environment the same size and number of objects at every reset."
         )
-    return Levels(env_id, np.stack(rows), np.array(mission), seed)
+    return Levels(env_id, np.stack(rows), np.array(mission), np.array(seed, np.int64))
 
 
 def bank(
@@ -590,6 +593,7 @@ def bank(
     Seeds are imported in blocks of 256 by `processes` processes (default: one for each core) and kept in
     `cache` (default: $HEADSTART_CACHE, else ~/.cache/headstart), where all splits share them. Every call
     makes one of the levels again and compares: a bank that no longer fits its environment is refused.
+    Seeds for which minigrid never finishes a level (BabyAI-SynthS5R2 has some) are left out.
     """
     if split not in SPLITS:
         raise UsageError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
@@ -687,7 +691,7 @@ class _Blocks:
             yield pool.map
 
     def _import(self, number: int) -> Levels:
-        return import_seeds(self.env_id, range(number * BLOCK, (number + 1) * BLOCK))
+        return _import_seeds(self.env_id, range(number * BLOCK, (number + 1) * BLOCK), skip_endless=True)
 
     def _save(self, number: int, levels: Levels) -> None:
         """Rows and missions are compressed: grids are mostly walls, and one level's row is like the next."""
@@ -695,6 +699,7 @@ class _Blocks:
         arrays = {
             "rows": np.frombuffer(zlib.compress(levels.rows.tobytes(), 1), np.uint8),
             "mission": np.frombuffer(zlib.compress(text), np.uint8),
+            "seed": levels.seed,
         }
         facts = {**self.facts, "row_length": levels.rows.shape[1], "mission_length": len(text)}
         storage.save_arrays(self._path(number), arrays, kind=KIND, schema=engine.ROW_VERSION, meta=facts)
@@ -708,14 +713,11 @@ class _Blocks:
                     f"{path}: has levels of {name} {facts.get(name)!r}, not {fact!r}. "
                     f"Delete {self.directory}, and the bank is made anew."
                 )
-        rows = _decompress(arrays["rows"], BLOCK * facts["row_length"])
+        seed, row_length = arrays["seed"], facts["row_length"]
+        rows = _decompress(arrays["rows"], len(seed) * row_length)
         mission = _decompress(arrays["mission"], facts["mission_length"]).decode().split("\n")
-        return Levels(
-            self.env_id,
-            np.frombuffer(rows, np.uint8).reshape(BLOCK, facts["row_length"]),
-            np.array(mission),
-            np.arange(number * BLOCK, (number + 1) * BLOCK),
-        )
+        rows = np.frombuffer(rows, np.uint8).reshape(len(seed), row_length)
+        return Levels(self.env_id, rows, np.array(mission), seed)
 
     @contextlib.contextmanager
     def _writer(self) -> Iterator[None]:
@@ -736,12 +738,30 @@ def _decompress(content: NDArray[np.uint8], size: int) -> bytes:
     return zlib.decompressobj().decompress(content.tobytes(), size)
 
 
+class EndlessReset(EnvironmentFailed):
+    """Some seeds send minigrid's level generator round in circles, looking for a place where there is none."""
+
+
 def _reset(env: gymnasium.Env, seed: int) -> None:
+    """`env.reset(seed=seed)`, given up after MAX_DRAWS: unlike a time limit, that always hits the same seeds."""
+    if not isinstance(env.unwrapped, MiniGridEnv):
+        raise _refusal(env, f"{type(env.unwrapped).__name__} is not a MiniGrid or BabyAI environment")
+    u = cast(Any, env.unwrapped)
+    name = env.spec.id if env.spec else type(u).__name__
+    draw, left = u._rand_int, itertools.repeat(None, MAX_DRAWS)
+
+    def counted(low: int, high: int) -> int:
+        for _ in left:
+            return draw(low, high)
+        raise EndlessReset(f"{name}: reset(seed={seed}) does not end: minigrid has no level for this seed.")
+
+    u._rand_int = counted
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
             env.reset(seed=seed)
+    except EndlessReset:
+        raise
     except Exception as error:
-        name = env.spec.id if env.spec else type(env.unwrapped).__name__
-        raise EnvironmentFailed(
-            f"{name}: reset(seed={seed}) raised {type(error).__name__}: {error}"
-        ) from error
+        raise EnvironmentFailed(f"{name}: reset(seed={seed}) raised {type(error).__name__}: {error}") from error
+    finally:
+        del u._rand_int

@@ -93,14 +93,12 @@ def random_action(u: Any, rng: np.random.Generator) -> int:
 def scatter(env: gymnasium.Env, rng: np.random.Generator) -> None:
     """Put the agent in front of a random thing, often with something in hand, sometimes late.
 
-    Where random play from the start hardly ever comes: at the wrong door, with the wrong key, next to the goal.
+    Random play from the start hardly ever comes to the wrong door, with the wrong key, or next to the goal.
     """
     u: Any = env.unwrapped
     places = [(x, y) for x in range(u.grid.width) for y in range(u.grid.height)]
     free = [place for place in places if u.grid.get(*place) is None]
-    things = [
-        place for place in places if u.grid.get(*place) is not None and u.grid.get(*place).type != "wall"
-    ]
+    things = [place for place in places if u.grid.get(*place) is not None and u.grid.get(*place).type != "wall"]
     ways = [(x, y, d) for x, y in free for d, (dx, dy) in enumerate(DIR_TO_VEC) if (x + dx, y + dy) in things]
     if ways:
         x, y, u.agent_dir = ways[rng.integers(len(ways))]
@@ -436,9 +434,7 @@ def test_compiling_is_announced_once(tmp_path) -> None:
     said = []
     for _ in range(2):
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-        run = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-        )
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         assert run.stdout == ""
         said.append(run.stderr.count("compiling"))
     assert said == [1, 0]

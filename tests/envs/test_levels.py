@@ -55,9 +55,7 @@ def test_row_to_python_to_row_is_the_identity(env_id: str) -> None:
     made = levels.import_seeds(env_id, range(4))
     rows = made.rows.copy()
     for _ in range(30):
-        ended = np.logical_or(
-            *engine.step(rows, rng.choice(7, 4, p=[0.15, 0.15, 0.3, 0.15, 0.1, 0.14, 0.01]))
-        )
+        ended = np.logical_or(*engine.step(rows, rng.choice(7, 4, p=[0.15, 0.15, 0.3, 0.15, 0.1, 0.14, 0.01])))
         for n in range(4):
             env = levels.export_level(rows[n], env_id, int(made.seed[n]))
             again = levels.import_level(env, slots=int(rows[n, engine.SLOTS]))
@@ -312,6 +310,8 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
         levels.bank(DOOR_KEY, "dev", 1, cache=tmp_path)
     with pytest.raises(UsageError, match="n=0"):
         levels.bank(DOOR_KEY, "train", 0, cache=tmp_path)
+    with pytest.raises(UsageError, match=r"CartPole-v1: .*not a MiniGrid"):
+        levels.bank("CartPole-v1", "train", 1, cache=tmp_path)
     only = str(levels.split_of(levels.level_hash(levels.import_seeds("MiniGrid-Empty-8x8-v0", [0]).rows))[0])
     for split in {*levels.SPLITS} - {only}:
         with pytest.raises(DataError, match=f"Empty-8x8-v0: no level is in the split '{split}'"):
@@ -389,11 +389,22 @@ def test_a_bank_of_changed_code_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("registered")
 def test_a_failing_reset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        EnvironmentFailed, match=r"Breaking-v0: reset\(seed=\d+\) raised RuntimeError: no room"
-    ):
+    with pytest.raises(EnvironmentFailed, match=r"Breaking-v0: reset\(seed=\d+\) raised RuntimeError: no room"):
         levels.bank("HeadstartTest/Breaking-v0", "train", 5, cache=tmp_path, processes=1)
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_seeds_without_end_are_left_out(tmp_path: Path) -> None:
+    """With seed 2678 minigrid 3.2 looks for a free cell outside of the locked room for ever."""
+    with pytest.raises(EnvironmentFailed, match=r"reset\(seed=2678\) does not end"):
+        levels.import_seeds(SYNTH, [2678])
+    seeds = {
+        split: levels.bank(SYNTH, split, n, first_seed=2600, cache=tmp_path).seed.tolist()
+        for split, n in {"train": 80, "validation": 20, "test": 40}.items()
+    }
+    assert all(seed[-1] > 2690 for seed in seeds.values())
+    found = {seed for split in seeds.values() for seed in split}
+    assert {*range(2600, 2690)} - found == {2678}
 
 
 def test_two_processes_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
