@@ -1,0 +1,406 @@
+"""The command line: `headstart run ENV`, `list`, `check TARGET`, `doctor`.
+
+A verb is a frozen dataclass: its fields are the flags, their docstrings the help, and calling it does the job and
+returns the exit code. What takes long to import (torch, numba, gymnasium) is imported by the verb that needs it, so
+that `--help` answers at once.
+
+    0 done   1 a bug   2 usage   3 invalid data   4 environment failed   5 diverged   75 somebody else writes here
+    130 and 143 interrupted by Ctrl-C and SIGTERM   141 nobody reads the output any more
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import importlib
+import json
+import multiprocessing
+import os
+import select
+import shlex
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import tyro
+from tyro.conf import Positional, arg
+
+from headstart.envs.errors import HeadstartError, UsageError
+from headstart.envs.registry import ENVIRONMENTS
+
+if TYPE_CHECKING:
+    from headstart.experiments.pipeline import Experiment
+
+__all__ = ["main", "run_script"]
+
+Flag = Annotated[bool, arg(help_behavior_hint="")]  # "(default: False)" tells nobody anything
+SEED_LIMIT = 2**32  # numpy's old generator, which Stable-Baselines3 seeds, takes no larger ones
+IDS = ("MiniGrid-", "BabyAI-")
+
+
+# ---- verbs ----
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Warm-start policies for an environment, fine-tune them with PPO and compare.
+
+    The same command again goes on where the last one stopped.
+    """
+
+    env: Annotated[Positional[str], arg(metavar="ENV")]
+    """Name of the environment, as `headstart list` shows it."""
+    arms: Annotated[tuple[str, ...], arg(metavar="[ARM ...]", help_behavior_hint="(default: all)")] = ()
+    """Arms of the experiment to run."""
+    seed: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (0,)
+    """Seeds to run, each with demonstrations of its own."""
+    no_rl: Flag = False
+    """Stop after the warm starts, before any reward."""
+    rl_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: what the experiment says)")] = None
+    """Environment steps of PPO."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained; auto takes CUDA when there is a device for it."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs")
+    """Directory of the results."""
+    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one for each core)")] = None
+    """Number of runs at a time."""
+    fresh: Flag = False
+    """Delete what earlier runs of these arms and seeds have left, and start over."""
+    dry_run: Flag = False
+    """Print the configuration, the stages and what they cost, and write nothing."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def __call__(self) -> int:
+        self._check()
+        experiment = _experiment(self.env)  # imports torch: what is plainly wrong has been refused before
+
+        from headstart.experiments import pipeline
+        from headstart.experiments.doctor import available_cores, check_writable
+
+        experiment = self._changed(experiment)
+        seeds, processes = tuple(dict.fromkeys(self.seed)), self.processes or available_cores()
+        device, why = _device(self.device)
+        directory = self.out / experiment.name
+        check_writable(directory, f"--out {self.out}")
+
+        text = [pipeline.plan(experiment, seeds, processes), f"device: {device}{why}", f"results: {directory}"]
+        text += [] if self.fresh else self._finished(experiment, seeds)
+        if self.dry_run:
+            decided = {"out": str(self.out), "seeds": seeds, "device": device, "processes": processes}
+            print(json.dumps({**decided, "fresh": self.fresh, "experiment": _as_json(experiment)}, indent=2))
+            print("", *text, "dry run: nothing was run, nothing was written", sep="\n")
+            return 0
+        print(*text, sep="\n", flush=True)
+        pipeline.run_all(experiment, seeds, self.out, device=device, processes=processes, fresh=self.fresh)
+
+        from headstart.experiments.report import write_report
+
+        report = write_report(directory)
+        print("", report.text.rstrip(), "", report.table, report.picture, _tensorboard(directory), sep="\n")
+        return 0
+
+    def _check(self) -> None:
+        wrong = [seed for seed in self.seed if not 0 <= seed < SEED_LIMIT]
+        if wrong or not self.seed:
+            given = f"{wrong[0]} is not between 0 and {SEED_LIMIT - 1}" if wrong else "no seed is given"
+            raise UsageError(f"--seed: {given}. Give one or more, as in --seed 0 1 2.")
+        if self.processes is not None and self.processes < 1:
+            raise UsageError(f"--processes {self.processes}: at least one is needed.")
+        if self.rl_steps is not None and self.rl_steps < 1:
+            raise UsageError(f"--rl-steps {self.rl_steps}: at least one is needed. Use --no-rl to leave PPO out.")
+        if self.rl_steps is not None and self.no_rl:
+            raise UsageError("--rl-steps and --no-rl exclude each other: give one of them.")
+
+    def _changed(self, experiment: "Experiment") -> "Experiment":
+        """A copy of the experiment with what the flags change."""
+        for name in self.arms:
+            if name not in experiment.arms:
+                raise UsageError(
+                    f"--arms: {experiment.name} has no arm {name!r}.{_meant(name, experiment.arms)} "
+                    f"Its arms are {', '.join(experiment.arms)}."
+                )
+        # in the experiment's order, so that the order of the flags changes nothing
+        arms = {name: arm for name, arm in experiment.arms.items() if name in self.arms or not self.arms}
+        if self.no_rl:
+            arms = {name: dataclasses.replace(arm, rl=False) for name, arm in arms.items()}
+        rl = experiment.rl if self.rl_steps is None else dataclasses.replace(experiment.rl, steps=self.rl_steps)
+        return dataclasses.replace(experiment, arms=arms, rl=rl)
+
+    def _finished(self, experiment: "Experiment", seeds: tuple[int, ...]) -> list[str]:
+        """A line about runs that will not be repeated."""
+        from headstart.envs import storage
+        from headstart.experiments.pipeline import Run as ArmRun
+
+        runs = [ArmRun(experiment, name, seed, self.out) for seed in seeds for name in experiment.arms]
+        finished = sum(storage.exists(run.directory / "summary.json") for run in runs)
+        if not finished:
+            return []
+        return [f"{finished} of {len(runs)} runs are finished: they are checked and kept (--fresh repeats them)"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List the environments that have an experiment."""
+
+    json: Flag = False
+    """Print JSON."""
+
+    def __call__(self) -> int:
+        rows = [dataclasses.asdict(row) for row in ENVIRONMENTS.values()]
+        print(json.dumps(rows, indent=2) if self.json else _table(rows))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Probe an environment of your own: spaces, determinism, how it can be forked, cost of a branch."""
+
+    target: Annotated[Positional[str], arg(metavar="TARGET")]
+    """module:function that makes an environment, an id that gymnasium.make knows, or a name of `headstart list`."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def __call__(self) -> int:
+        from headstart.experiments import check
+
+        row = ENVIRONMENTS.get(self.target)
+        return check.check(row.id if row else self.target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Check this installation: packages, devices, caches, disk, and the engine against minigrid."""
+
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs")
+    """Directory of the results."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def __call__(self) -> int:
+        from headstart.experiments import doctor
+
+        return doctor.doctor(self.out)
+
+
+VERBS = {"run": Run, "list": List, "check": Check, "doctor": Doctor}
+DESCRIPTION = """Warm starts for reinforcement learning: agents learn from the futures of their own actions.
+
+Start with `headstart run door_key`; `headstart VERB --help` explains a verb, `headstart --version` names the version.
+"""
+
+
+# ---- the console entry point ----
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments (default: those of the command) say; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot show
+        getattr(stream, "reconfigure", lambda errors: None)(errors="backslashreplace")
+    with _explained(debug="--debug" in argv) as failure, _signals_interrupt():
+        code = _obey(argv)
+        print(end="", flush=True)  # here, where it can still be explained if it fails
+        return code
+    return failure.code
+
+
+def run_script(name: str) -> NoReturn:
+    """What `python experiments/NAME.py [flags]` does: the same as `headstart run NAME [flags]`."""
+    sys.exit(main(["run", name, *sys.argv[1:]]))
+
+
+def _obey(argv: list[str]) -> int:
+    if argv == ["--version"]:
+        print(f"headstart {version('headstart')}")
+        return 0
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        raise UsageError(f"there is no verb {argv[0]!r}.{_meant(argv[0], VERBS)} The verbs are {', '.join(VERBS)}.")
+    try:
+        verb = tyro.extras.subcommand_cli_from_dict(
+            VERBS,
+            prog="headstart",
+            description=DESCRIPTION,
+            args=argv or ["--help"],
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except SystemExit as parsed:  # it has printed help, or what is wrong
+        return int(parsed.code or 0)
+    return verb()
+
+
+# ---- how it ends when it does not end well ----
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM raise Interrupted, so that locks and worker processes are let go in order.
+
+    The second signal does not wait for them: everything on disk is whole at any time.
+    """
+    process = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a forked worker: its parent is the one that answers
+            os._exit(128 + number)
+        for kept in handlers:
+            signal.signal(kept, leave)
+        raise Interrupted(number)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(128 + number)
+
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
+    try:
+        for number in handlers:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Failure:
+    """Exit code of a command that raised."""
+
+    code: int = 1
+
+
+@contextlib.contextmanager
+def _explained(*, debug: bool) -> Iterator[_Failure]:
+    """Turn an exception into a message on stderr and an exit code."""
+    failure = _Failure()
+    try:
+        yield failure
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            failure.code = 128 + signal.SIGPIPE
+            return
+        failure.code, message = _verdict(error)
+        if debug or failure.code == 1:
+            traceback.print_exception(error)
+        print(f"headstart: {message}", file=sys.stderr)
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """Exit code, and what to tell the user."""
+    match error:
+        case HeadstartError():
+            return error.exit_code, str(error)
+        case KeyboardInterrupt():
+            return getattr(error, "exit_code", 130), "interrupted; the same command goes on where it stopped."
+        case OSError(filename=str() | bytes() | os.PathLike()):
+            path, why = os.fsdecode(error.filename), error.strerror or str(error)
+            return 2, f"{path}: {why}. Check the path, its permissions and the space on its disk."
+        case OSError(errno=errno.ENOSPC):
+            return 2, "the disk is full. Free some space; the same command goes on where it stopped."
+        case BrokenExecutor():
+            return 4, (
+                "a worker process was killed, perhaps because memory ran out. "
+                "The same command goes on where it stopped; with a smaller --processes it needs less memory."
+            )
+        case _:
+            return 1, (
+                f"this is a bug in headstart ({type(error).__name__}: {error}). Please report it with the lines "
+                "above, the command, and what `headstart doctor` prints."
+            )
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads the output any more, as in `headstart list | head -1`; what is left is thrown away."""
+    output = select.poll()
+    for number in (1, 2):
+        output.register(number, 0)  # an error is reported whatever is asked for
+    gone = [number for number, event in output.poll(0) if event & select.POLLERR]
+    for number in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(gone)
+
+
+# ---- parts of the verbs ----
+def _experiment(name: str) -> "Experiment":
+    if name in ENVIRONMENTS:
+        return importlib.import_module(f"headstart.experiments.{name}").EXPERIMENT
+    names = ", ".join(ENVIRONMENTS)
+    if name.startswith(IDS):
+        same = [row.name for row in ENVIRONMENTS.values() if name in (row.id, *row.ood)]
+        meant = f" Perhaps you meant `headstart run {same[0]}`?" if same else ""
+        raise UsageError(
+            f"{name} is an id, and `headstart run` takes the name of an experiment: {names}.{meant} "
+            "Ids of MiniGrid and BabyAI work in Python: give yours to the snippet of the README."
+        )
+    raise UsageError(
+        f"there is no environment {name!r}.{_meant(name, ENVIRONMENTS)} `headstart list` shows what there is: {names}."
+    )
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    plain = {name.replace("_", ""): name for name in known}
+    close = difflib.get_close_matches(word.lower().replace("_", "").replace("-", ""), plain, 1)
+    return f" Perhaps you meant {plain[close[0]]}?" if close else ""
+
+
+def _device(wanted: str) -> tuple[str, str]:
+    """The device to train on, and why, in words."""
+    import torch
+
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise UsageError("--device cuda: PyTorch finds no CUDA device. Use --device cpu; see `headstart doctor`.")
+    device = ("cuda" if found else "cpu") if wanted == "auto" else wanted
+    name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
+    if wanted == "auto":
+        return device, f"{name}, because PyTorch finds {'a' if found else 'no'} CUDA device"
+    return device, name
+
+
+def _as_json(experiment: "Experiment") -> dict[str, Any]:
+    """All settings, with the class that says what an arm's settings are for."""
+    value = dataclasses.asdict(experiment)
+    for name, arm in experiment.arms.items():
+        if arm.learner is not None:
+            value["arms"][name]["learner"] = {"class": type(arm.learner).__name__, **value["arms"][name]["learner"]}
+    return value
+
+
+def _tensorboard(directory: Path) -> str:
+    """The command that shows the curves, as it can be typed here: the environment may not be activated."""
+    program = Path(sys.executable).parent / "tensorboard"
+    found = shutil.which("tensorboard")
+    if found is None and program.exists():
+        return shlex.join([os.path.relpath(program), "--logdir", str(directory)])
+    return shlex.join(["tensorboard", "--logdir", str(directory)])
+
+
+COLUMNS = ("name", "id", "study", "expert", "budget", "expert_length", "horizon", "history", "ood")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Lines of aligned columns."""
+
+    def text(value: Any) -> str:
+        match value:
+            case bool():
+                return "yes" if value else "no"
+            case tuple():
+                return ", ".join(value) or "-"
+            case _:
+                return str(value)
+
+    cells = [list(COLUMNS), *([text(row[column]) for column in COLUMNS] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
