@@ -80,7 +80,7 @@ class GridStates:
         length = missions.mission_length(levels.env_id)
         words, which = np.unique(levels.mission, return_inverse=True)
         tokens = np.stack([missions.encode(str(mission), length) for mission in words])
-        return cls(np.ascontiguousarray(levels.rows), tokens[which])
+        return cls(np.array(levels.rows, order="C"), tokens[which])  # a copy: stepping must not change the levels
 
     def take(self, index: NDArray[np.int64]) -> "GridStates":
         return GridStates(self.rows[index], self._mission[index])
