@@ -10,7 +10,7 @@ from headstart.learners import BCConfig, IWMConfig, ReflectionConfig
 ENVIRONMENT = ENVIRONMENTS["door_key"]
 BC = BCConfig(updates=1500, label_smoothing=0.1)  # tuned on validation levels: experiments/LOG.md
 REFLECT = ReflectionConfig()
-ALL_UPDATES = REFLECT.judge.updates + REFLECT.updates + REFLECT.rounds * REFLECT.round_updates
+ALL_UPDATES = REFLECT.judge.members * REFLECT.judge.updates + REFLECT.updates + REFLECT.rounds * REFLECT.round_updates
 
 EXPERIMENT = Experiment(
     name=ENVIRONMENT.name,

@@ -352,7 +352,7 @@ def _updates(config: LearnerConfig) -> int:
         case IWMConfig():
             return config.updates + config.bc.updates
         case ReflectionConfig():
-            return config.judge.updates + config.updates + config.rounds * config.round_updates
+            return config.judge.members * config.judge.updates + config.updates + config.rounds * config.round_updates
 
 
 # Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.

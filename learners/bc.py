@@ -37,9 +37,7 @@ class BCConfig:
 
 
 class BC:
-    def __init__(
-        self, policy: HeadstartPolicy, config: BCConfig | None = None, *, seed: int = 0, log: Log = silent
-    ):
+    def __init__(self, policy: HeadstartPolicy, config: BCConfig | None = None, *, seed: int = 0, log: Log = silent):
         self.policy, self.config, self.seed, self.log = policy, config or BCConfig(), seed, log
 
     def loss(self, obs: dict[str, Tensor], action: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -44,9 +44,7 @@ class IWMConfig:
 
 
 class IWM:
-    def __init__(
-        self, policy: HeadstartPolicy, config: IWMConfig | None = None, *, seed: int = 0, log: Log = silent
-    ):
+    def __init__(self, policy: HeadstartPolicy, config: IWMConfig | None = None, *, seed: int = 0, log: Log = silent):
         self.policy, self.config, self.seed, self.log = policy, config or IWMConfig(), seed, log
         torch.manual_seed(seed)
         n_actions = int(policy.action_space.n)  # type: ignore[attr-defined]

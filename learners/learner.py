@@ -39,9 +39,7 @@ class Practice(Protocol):
 class Learner(Protocol):
     """Fits a policy in place. A learner is made as ``Learner(policy, config, seed=0, log=log)``."""
 
-    def fit(
-        self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None
-    ) -> Fitted: ...
+    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted: ...
 
 
 def finite(loss: torch.Tensor, learner: str, update: int) -> float:

@@ -67,9 +67,7 @@ class PPO(StablePPO):
 
     def train(self) -> None:
         """One update from the rollout buffer."""
-        variance = explained_variance(
-            self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
-        )
+        variance = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
         self.logger.record("train/explained_variance", variance)
         if self._critic_comes_first(variance):
             self._critic_only += 1
@@ -118,9 +116,7 @@ class PPO(StablePPO):
         for _ in range(self.n_epochs):
             for batch in self.rollout_buffer.get(self.batch_size):
                 features = policy.features(batch.observations)  # type: ignore[arg-type]
-                log_p = torch.log_softmax(
-                    policy.action_net(policy.mlp_extractor.forward_actor(features)), dim=1
-                )
+                log_p = torch.log_softmax(policy.action_net(policy.mlp_extractor.forward_actor(features)), dim=1)
                 value = policy.value_net(policy.mlp_extractor.forward_critic(features)).flatten()
                 action = batch.actions.long().flatten()
                 advantage = batch.advantages

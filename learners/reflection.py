@@ -45,7 +45,7 @@ class JudgeConfig:
     dropout: float = 0.3
     """On the judges' last hidden layer."""
     updates: int = 900
-    """Gradient updates."""
+    """Gradient updates of each member."""
     batch_size: int = 24
     """Expert states in an update, each with the futures of all actions."""
     learning_rate: float = 1e-3
@@ -98,19 +98,18 @@ class Reflection:
         self.policy, self.config, self.seed, self.log = policy, config or ReflectionConfig(), seed, log
         torch.manual_seed(seed)
         judge = self.config.judge
-        self.judge = Judge(members=judge.members, dropout=judge.dropout).to(policy.device)
+        self.judges = [Judge(dropout=judge.dropout).to(policy.device) for _ in range(judge.members)]
         self.updates = self.env_steps = 0
 
     # ---- losses ----
     def judge_loss(
-        self, frame: Tensor, future: Tensor, revisit: Tensor, action: Tensor
+        self, judge: Judge, frame: Tensor, future: Tensor, revisit: Tensor, action: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
         """Find the expert's future: frames (B, F), futures (B, A, F), revisits (B, A), expert actions (B,)."""
         credit = same_future_credit(future, action)  # (B, A)
-        score = self.judge(frame, future, revisit)  # (M, B, A)
-        loss = torch.stack([contrast_loss(member, credit) for member in score]).mean()
-        best = score.mean(0).argmax(1, keepdim=True)
-        accuracy = credit.gather(1, best).float().mean()
+        score = judge(frame, future, revisit)  # (B, A)
+        loss = contrast_loss(score, credit)
+        accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
         return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
 
     def policy_loss(
@@ -130,50 +129,47 @@ class Reflection:
         }
 
     # ---- stages ----
-    def fit_judge(self, branches: Branches) -> dict[str, float]:
-        """Stage 1, on branches at expert states."""
+    def fit_judges(self, branches: Branches) -> dict[str, float]:
+        """Stage 1, on branches at expert states. Members differ in their first weights and in what they see when."""
         c, device = self.config.judge, self.policy.device
         generator = torch.Generator().manual_seed(self.seed)
         frame, future, revisit, action = (
             torch.as_tensor(x, device=device)
             for x in (branches.frame, branches.future[:, :, 0], branches.revisit, branches.expert_action)
         )
-        optimizer, schedule = adamw(
-            self.judge.parameters(),
-            learning_rate=c.learning_rate,
-            weight_decay=c.weight_decay,
-            updates=c.updates,
-        )
-        self.judge.train()
         metrics: dict[str, float] = {}
-        for update in trange(c.updates, desc="judge", unit="update", delay=2, leave=False, disable=None):
-            i = torch.randint(len(action), (c.batch_size,), generator=generator).to(device)
-            loss, metrics = self.judge_loss(frame[i], future[i], revisit[i], action[i])
-            finite(loss, "reflect (judge)", update)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            self._count(metrics)
+        for judge in self.judges:
+            optimizer, schedule = adamw(
+                judge.parameters(), learning_rate=c.learning_rate, weight_decay=c.weight_decay, updates=c.updates
+            )
+            judge.train()
+            for update in trange(c.updates, desc="judge", unit="update", delay=2, leave=False, disable=None):
+                i = torch.randint(len(action), (c.batch_size,), generator=generator).to(device)
+                loss, metrics = self.judge_loss(judge, frame[i], future[i], revisit[i], action[i])
+                finite(loss, "reflect (judge)", update)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                self._count(metrics)
+            judge.eval()
         return metrics
 
+    @torch.no_grad()
     def label(self, branches: Branches) -> NDArray[np.float32]:
-        """Stage 3: the judge's preference (N, A) among the executed futures."""
-        device = self.policy.device
-        labels = [
-            self.judge.prefer(
-                torch.as_tensor(branches.frame[i : i + 512], device=device),
-                torch.as_tensor(branches.future[i : i + 512, :, 0], device=device),
-                torch.as_tensor(branches.revisit[i : i + 512], device=device),
-                self.config.judge.temperature,
+        """Stage 3: preference (N, A) among the executed futures, the geometric mean of the judges'."""
+        device, labels = self.policy.device, []
+        for i in range(0, len(branches), 512):
+            part = slice(i, i + 512)
+            frame, future, revisit = (
+                torch.as_tensor(x[part], device=device)
+                for x in (branches.frame, branches.future[:, :, 0], branches.revisit)
             )
-            for i in range(0, len(branches), 512)
-        ]
+            log_p = torch.stack([torch.log_softmax(judge(frame, future, revisit), dim=1) for judge in self.judges])
+            labels.append(torch.softmax(log_p.mean(0) / self.config.judge.temperature, dim=1))
         return torch.cat(labels).cpu().numpy()
 
-    def fit_policy(
-        self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int
-    ) -> dict[str, float]:
+    def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
         """Stage 4, on the demonstrations and all own states so far."""
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed + self.updates)
@@ -181,9 +177,7 @@ class Reflection:
             as_tensors(demos.obs, policy.device),
             torch.as_tensor(demos.action, device=policy.device),
         )
-        own_obs = as_tensors(
-            {name: np.concatenate([b.obs[name] for b in own]) for name in demos.obs}, policy.device
-        )
+        own_obs = as_tensors({name: np.concatenate([b.obs[name] for b in own]) for name in demos.obs}, policy.device)
         label = torch.as_tensor(np.concatenate(labels), device=policy.device)
         optimizer, schedule = adamw(
             policy.actor_parameters(),
@@ -212,11 +206,9 @@ class Reflection:
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         """All stages. ``branches``: every action at the demonstrated states; ``practise``: where fresh levels are."""
         if branches is None or practise is None:
-            raise UsageError(
-                "Reflection needs fit(demos, branches, practise): branch(demos), and an environment."
-            )
+            raise UsageError("Reflection needs fit(demos, branches, practise): branch(demos), and an environment.")
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
-        judged = self.fit_judge(branches)
+        judged = self.fit_judges(branches)
 
         expert_states = collect.replay(demos)
         around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))

@@ -33,9 +33,7 @@ def contrast_loss(score: Tensor, credit: Tensor) -> Tensor:
     return -torch.logsumexp(log_p.masked_fill(~credit, -torch.inf), dim=-1).mean()
 
 
-def view_loss(
-    logits: tuple[Tensor, ...], target: tuple[Tensor, ...], changed: Tensor, changed_weight: float
-) -> Tensor:
+def view_loss(logits: tuple[Tensor, ...], target: tuple[Tensor, ...], changed: Tensor, changed_weight: float) -> Tensor:
     """Cross-entropy of predicted cells, arXiv 2510.08558 Eq. 3, with changed cells weighted up.
 
     ``logits`` are (B, C, classes) for each part of a cell (type, colour, state), ``target`` their classes (B, C);
@@ -43,10 +41,7 @@ def view_loss(
     a step, so that a plain mean mostly learns to copy. Weights are normalised: nats per cell, whatever the weight.
     """
     nats = torch.stack(
-        [
-            F.cross_entropy(part.transpose(1, 2), t, reduction="none")
-            for part, t in zip(logits, target, strict=True)
-        ]
+        [F.cross_entropy(part.transpose(1, 2), t, reduction="none") for part, t in zip(logits, target, strict=True)]
     ).sum(0)  # (B, C)
     weight = torch.where(changed, changed_weight, 1.0)
     return (nats * weight).sum() / weight.sum()

@@ -113,9 +113,7 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         return chain(self.mlp_extractor.value_net.parameters(), self.value_net.parameters())
 
     @torch.no_grad()
-    def probabilities(
-        self, obs: dict[str, NDArray], *, temperature: float = 1.0, chunk: int = 4096
-    ) -> NDArray:
+    def probabilities(self, obs: dict[str, NDArray], *, temperature: float = 1.0, chunk: int = 4096) -> NDArray:
         """(N, A) float64 action probabilities for observations in numpy, however many."""
         logits = [
             self.logits(as_tensors({name: value[i : i + chunk] for name, value in obs.items()}, self.device))

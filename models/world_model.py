@@ -21,9 +21,7 @@ class WorldModelHead(nn.Module):
     def __init__(self, width: int, n_actions: int, hidden: int = 256):
         super().__init__()
         self.action = nn.Embedding(n_actions, width)
-        self.layers = nn.Sequential(
-            nn.Linear(2 * width, hidden), nn.ReLU(), nn.Linear(hidden, CELLS * sum(CELL_PARTS))
-        )
+        self.layers = nn.Sequential(nn.Linear(2 * width, hidden), nn.ReLU(), nn.Linear(hidden, CELLS * sum(CELL_PARTS)))
 
     def forward(self, features: Tensor, action: Tensor) -> tuple[Tensor, ...]:
         """Three tensors (B, C, classes), one for each part of a cell."""
