@@ -26,7 +26,8 @@ __all__ = ["available_cores", "check_writable", "doctor"]
 
 FREE_DISK = 1e9  # bytes: an experiment with ten seeds and its banks of levels
 SELF_TEST = ("MiniGrid-DoorKey-8x8-v0", "BabyAI-GoToImpUnlock-v0")  # a rule of its own, and an instruction
-SELF_TEST_STEPS = 300
+SELF_TEST_STEPS, SELF_TEST_EPISODE = 300, 40
+NVIDIA_DRIVER = Path("/dev/nvidiactl")
 
 
 def doctor(out: Path) -> int:
@@ -105,7 +106,7 @@ def _torch() -> str:
         if not torch.equal((ones @ ones).cpu(), torch.full((64, 64), 64.0)):  # a driver may be there and not work
             raise EnvironmentFailed(f"{threads}; CUDA multiplies wrongly on {names}. Use --device cpu.")
         return f"{threads}, CUDA {torch.version.cuda} on {', '.join(names)}"
-    if torch.version.cuda and Path("/dev/nvidiactl").exists():
+    if torch.version.cuda and NVIDIA_DRIVER.exists():
         raise EnvironmentFailed(
             f"{threads}; there is an NVIDIA driver, but PyTorch (for CUDA {torch.version.cuda}) finds no device: "
             "update the driver, install the PyTorch that fits it, or use --device cpu."
@@ -172,7 +173,7 @@ def _self_test(env_id: str) -> str:
     from headstart.envs import engine
     from headstart.envs.levels import import_level
 
-    env = gymnasium.make(env_id, disable_env_checker=True)
+    env = gymnasium.make(env_id, max_steps=SELF_TEST_EPISODE, disable_env_checker=True)  # short: ends are seen too
     rng = np.random.default_rng(0)
     started, ended, seed = time.perf_counter(), True, 0
     rows = np.zeros((0, 0), np.uint8)
