@@ -394,7 +394,7 @@ def draw(runs: Runs) -> "Figure":
     from matplotlib.ticker import FuncFormatter, PercentFormatter
 
     figure = Figure(figsize=(8, 4.6), layout=None, facecolor="white")
-    axes = figure.add_axes((0.07, 0.165, 0.68, 0.675))
+    axes = figure.add_axes((0.07, 0.165, 0.67, 0.675))
     arms = _by_arm(runs.summaries)
     others = [arm for arm in arms if arm not in LOOKS]
     looks = LOOKS | {arm: OTHER_LOOKS[i % len(OTHER_LOOKS)] for i, arm in enumerate(others)}
@@ -510,7 +510,7 @@ def _write_labels(axes: "Axes", labels: Sequence[Label]) -> None:
             textcoords=axes.get_yaxis_transform(),
             va="center",
             color=label.colour,
-            fontsize=10.5,
+            fontsize=10.3,
             fontweight="bold" if label.bold else "normal",
             annotation_clip=False,
             arrowprops={
@@ -549,16 +549,20 @@ def _words(runs: Runs) -> tuple[str, str, str]:
     counts = sorted({len(seeds) for seeds in (runs.curves or arms).values()})
     seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     seeds += " seeds" if counts[-1] > 1 else " seed"
-    title = f"{facts['env_id']}: PPO from a warm start"
-    subtitle = (
-        f"{facts['demos']} demonstrations, {seeds}; success of the sampled policy on "
-        f"{facts['validation_levels']:,} unseen levels at every point"
-    )
+    drawn = f"{facts['demos']} demonstrations, {seeds}; success of the sampled policy on"
+    if not runs.curves:
+        return (
+            f"{facts['env_id']}: warm starts",
+            f"{drawn} {facts['test_levels']:,} unseen levels",
+            "No arm has had RL.",
+        )
     caption = "Filled marker: before any reward."
     if counts[-1] > 1:
         caption += " Band: lowest to highest seed."
     if len(arms) > len(runs.curves):
         caption += f" Thin line, open marker: no RL; success on {facts['test_levels']:,} test levels."
+    title = f"{facts['env_id']}: PPO from a warm start"
+    subtitle = f"{drawn} {facts['validation_levels']:,} unseen levels at every point"
     return title, subtitle, caption
 
 
