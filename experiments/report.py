@@ -551,11 +551,8 @@ def _words(runs: Runs) -> tuple[str, str, str]:
     seeds += " seeds" if counts[-1] > 1 else " seed"
     drawn = f"{facts['demos']} demonstrations, {seeds}; success of the sampled policy on"
     if not runs.curves:
-        return (
-            f"{facts['env_id']}: warm starts",
-            f"{drawn} {facts['test_levels']:,} unseen levels",
-            "No arm has had RL.",
-        )
+        title, subtitle = f"{facts['env_id']}: warm starts", f"{drawn} {facts['test_levels']:,} unseen levels"
+        return title, subtitle, "No arm has had RL. Marker: the environment steps that a warm start has cost."
     caption = "Filled marker: before any reward."
     if counts[-1] > 1:
         caption += " Band: lowest to highest seed."
