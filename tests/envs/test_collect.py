@@ -1,0 +1,454 @@
+"""Demonstrations, branches, practice, evaluation: proven against Python minigrid, counted step by step."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from headstart.envs import collect, engine, levels, storage
+from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, practise, replay, save_demos
+from headstart.envs.errors import DataError, UsageError
+from headstart.envs.levels import bank, export_level, import_seeds, level_hash
+from headstart.envs.simulator import GridStates, Obs, Simulator, uniform_actor
+from headstart.envs.transitions import Branches, Demos
+
+DOOR_KEY = "MiniGrid-DoorKey-5x5-v0"
+EMPTY = "MiniGrid-Empty-5x5-v0"
+SOLUTION = [engine.FORWARD, engine.FORWARD, engine.RIGHT, engine.FORWARD, engine.FORWARD]  # of EMPTY
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    np.testing.assert_equal(a, b)
+
+
+def python_frame(env: gymnasium.Env) -> np.ndarray:
+    """What a Python environment shows now, as a frame (50,)."""
+    obs: dict[str, Any] = env.unwrapped.gen_obs()  # type: ignore[attr-defined]
+    cells = obs["image"].astype(np.int64) @ (engine.TYPE_STEP, engine.COLOR_STEP, 1)
+    return np.append(cells.reshape(-1), obs["direction"]).astype(np.uint8)
+
+
+def repeats(actions: list[int]) -> Callable[[Obs, np.random.Generator], np.ndarray]:
+    """An actor that ignores what it sees: the same actions in every episode, one after the other."""
+    left = iter(actions)
+    return lambda obs, rng: np.full(len(obs["frames"]), next(left))
+
+
+def decided(obs: Obs, rng: np.random.Generator) -> np.ndarray:
+    """An actor whose choice depends on all that it remembers, and on nothing else."""
+    return (obs["frames"].sum((1, 2), dtype=np.int64) + 3 * obs["actions"].sum(1, dtype=np.int64)) % 3
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def demos(cache: Path) -> Demos:
+    return collect_demos(DOOR_KEY, 3, seed=0, history=2, cache=cache)
+
+
+@pytest.fixture
+def stepped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every environment step from now on: how many states each call has stepped."""
+    counts: list[int] = []
+    step = engine.step
+
+    def counted(rows: np.ndarray, action: np.ndarray) -> Any:
+        counts.append(len(rows))
+        return step(rows, action)
+
+    monkeypatch.setattr(engine, "step", counted)
+    return counts
+
+
+# ---- demonstrations ----
+def test_demonstrations_solve_their_levels_in_python_minigrid(demos: Demos) -> None:
+    first = 0
+    for seed, length in zip(demos.seed.tolist(), demos.length.tolist(), strict=True):
+        env = gymnasium.make(DOOR_KEY)
+        env.reset(seed=seed)
+        frames, terminated = [], False
+        for i in range(first, first + length):
+            assert not terminated
+            frames.append(python_frame(env))
+            recent = [np.zeros(50, np.uint8)] * (demos.history + 1 - len(frames)) + frames[-demos.history - 1 :]
+            assert_equal(demos.obs["frames"][i], np.array(recent))
+            _, _, terminated, _, _ = env.step(demos.action[i])
+        assert terminated
+        first += length
+    assert first == len(demos)
+
+
+def test_demonstrations_are_drawn_by_their_seed_from_their_split(cache: Path, demos: Demos) -> None:
+    again = collect_demos(DOOR_KEY, 3, seed=0, history=2, cache=cache)
+    assert_equal(vars(again), vars(demos))
+    others = collect_demos(DOOR_KEY, 3, seed=1, history=2, cache=cache)
+    assert set(others.seed.tolist()) != set(demos.seed.tolist())
+    for split in ("train", "validation", "test"):
+        drawn = collect_demos(DOOR_KEY, 2, split=split, cache=cache)
+        assert set(levels.split_of(level_hash(import_seeds(DOOR_KEY, drawn.seed.tolist()).rows))) == {split}
+
+
+def test_splits_share_no_level(cache: Path) -> None:
+    """Not one of the levels that are trained, validated or tested on is the same as another split's."""
+    hashes = {split: set(level_hash(bank(DOOR_KEY, split, 300, cache=cache).rows).tolist()) for split in levels.SPLITS}
+    assert all(hashes.values())
+    assert sum(map(len, hashes.values())) == len(set().union(*hashes.values()))
+
+
+def test_levels_that_the_expert_needs_too_long_for_are_replaced_and_counted(cache: Path) -> None:
+    lengths = collect_demos(DOOR_KEY, 40, cache=cache).length
+    horizon = int(np.median(lengths))
+    demos = collect_demos(DOOR_KEY, 20, horizon=horizon, cache=cache)
+    assert demos.horizon == horizon
+    assert demos.length.max() <= horizon
+    assert len(demos.length) == 20
+    asked_of_all = collect_demos(DOOR_KEY, 20 + demos.dropped, cache=cache)
+    assert demos.dropped == (asked_of_all.length > horizon).sum() > 0
+    assert_equal(demos.seed, asked_of_all.seed[asked_of_all.length <= horizon])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "told"),
+    [
+        ({"episodes": 0}, DataError, "at least one"),
+        ({"episodes": 2, "horizon": 2}, DataError, "solved only 0 of 5 levels within 2 steps.*raise the horizon"),
+        ({"episodes": 2, "env_id": "CartPole-v1"}, UsageError, "No expert for CartPole-v1"),
+        ({"episodes": 2, "split": "exam"}, UsageError, "exam"),
+    ],
+)
+def test_demonstrations_that_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, wanted: dict[str, Any], error: type, told: str
+) -> None:
+    monkeypatch.setattr(collect, "bank", lambda env_id, split, n, **rest: bank(env_id, split, 5, **rest))
+    with pytest.raises(error, match=told):
+        collect_demos(**{"env_id": DOOR_KEY, **wanted}, cache=cache)
+
+
+# ---- replay, save, load ----
+def test_replay_is_in_the_experts_states(demos: Demos) -> None:
+    states = replay(demos)
+    assert_equal(states.state_hash(), demos.state_hash)
+    assert_equal(states.observe(), demos.obs)
+    assert not states.done.any()
+    states.step(demos.action)  # the last action of each episode, and no other, ends it
+    assert_equal(np.flatnonzero(states.terminated), np.cumsum(demos.length) - 1)
+    assert states.success().sum() == len(demos.length)
+
+
+def test_replay_names_the_demonstration_and_the_step_that_differ(demos: Demos) -> None:
+    state_hash = demos.state_hash.copy()
+    state_hash[demos.length[0] + 4 :] += np.uint64(1)
+    with pytest.raises(DataError, match=rf"demonstration 1 .*level seed {demos.seed[1]}\), step 4\b"):
+        replay(Demos(**{**vars(demos), "state_hash": state_hash}))
+
+
+def test_demonstrations_come_back_as_they_were(demos: Demos, tmp_path: Path) -> None:
+    save_demos(tmp_path / "demos.npz", demos)
+    assert_equal(vars(load_demos(tmp_path / "demos.npz", history=demos.history)), vars(demos))
+    longer = load_demos(tmp_path / "demos.npz", history=4)
+    assert longer.history == 4
+    assert_equal(longer.obs["frames"][:, -3:], demos.obs["frames"])
+    assert (tmp_path / "demos.npz").stat().st_size < 16 * len(demos) + 2000
+
+
+def saved(path: Path, demos: Demos, *, meta: dict[str, Any] | None = None, **arrays: np.ndarray) -> Path:
+    """Demonstrations with other arrays or facts, but in good order otherwise: right checksums, right manifest."""
+    save_demos(path, demos)
+    kept, facts = storage.load_arrays(path, kind=collect.KIND, schema=collect.SCHEMA)
+    storage.save_arrays(
+        path, {**kept, **arrays}, kind=collect.KIND, schema=collect.SCHEMA, meta={**facts, **(meta or {})}
+    )
+    return path
+
+
+def refused(path: Path, *told: str) -> None:
+    with pytest.raises(DataError) as refusal:
+        load_demos(path, history=2)
+    assert refusal.value.exit_code == 3
+    for words in (str(path), *told):
+        assert words in str(refusal.value)
+
+
+def test_a_flipped_action_is_refused(demos: Demos, tmp_path: Path) -> None:
+    action = demos.action.astype(np.uint8)
+    at = int(demos.length[0]) + 2  # the third step of the second demonstration
+    action[at] = engine.LEFT if action[at] != engine.LEFT else engine.RIGHT
+    refused(saved(tmp_path / "demos.npz", demos, action=action), "demonstration 1", "step 3", "collect it again")
+
+
+def test_a_changed_hash_is_refused(demos: Demos, tmp_path: Path) -> None:
+    state_hash = demos.state_hash.copy()
+    state_hash[5] ^= np.uint64(1)
+    refused(saved(tmp_path / "demos.npz", demos, state_hash=state_hash), "demonstration 0", "step 5")
+
+
+def test_another_level_is_refused(demos: Demos, tmp_path: Path) -> None:
+    hashes = level_hash(import_seeds(DOOR_KEY, range(50)).rows)
+    of_demo = level_hash(import_seeds(DOOR_KEY, demos.seed[2:3].tolist()).rows)
+    seed = demos.seed.copy()
+    seed[2] = np.flatnonzero(hashes != of_demo)[0]
+    refused(saved(tmp_path / "demos.npz", demos, seed=seed), f"level seed {seed[2]}")
+
+
+def test_another_minigrid_is_refused(demos: Demos, tmp_path: Path) -> None:
+    path = saved(tmp_path / "demos.npz", demos, meta={"minigrid": "2.9.9"})
+    refused(path, "minigrid 2.9.9", levels.version("minigrid"), "minigrid==2.9.9")
+
+
+def test_an_episode_that_ends_early_is_refused(demos: Demos, tmp_path: Path) -> None:
+    path = saved(tmp_path / "demos.npz", demos, meta={"horizon": int(demos.length.max()) - 1})
+    refused(path, "its episode is over", "raise the horizon")
+
+
+def test_damaged_files_are_refused(demos: Demos, tmp_path: Path) -> None:
+    path = saved(tmp_path / "demos.npz", demos)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refused(path)
+    shutil.copy(path, tmp_path / "alone.npz")
+    refused(tmp_path / "alone.npz", "manifest.json")
+    refused(tmp_path / "nothing.npz", "no such file")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert "minigrid" in manifest["artefacts"]["demos.npz"][0]["meta"]
+
+
+# ---- branches ----
+def test_branches_are_those_of_python_deep_copies(demos: Demos) -> None:
+    """Each action at each expert state, and the agent's own actions after it, in copies of minigrid itself."""
+    horizon = 3
+    b = branch(demos, horizon=horizon, rng=np.random.default_rng(1))
+    assert_equal(b.action[:, :, 0], np.tile(np.arange(7, dtype=np.uint8), (len(demos), 1)))
+    assert_equal(b.obs, demos.obs)
+    assert_equal(b.expert_action, demos.action)
+    assert len(np.unique(b.action[:, :, 1:])) == 7
+    i = steps = 0
+    for seed, length in zip(demos.seed.tolist(), demos.length.tolist(), strict=True):
+        env = gymnasium.make(DOOR_KEY).unwrapped
+        env.reset(seed=seed)
+        shown = [python_frame(env)]
+        for _ in range(length):
+            for k in range(7):
+                fork, over = copy.deepcopy(env), False
+                for h in range(horizon):
+                    if not over:
+                        _, _, terminated, truncated, _ = fork.step(int(b.action[i, k, h]))
+                        over, steps = terminated or truncated, steps + 1
+                    assert_equal(b.future[i, k, h], python_frame(fork))
+                    assert b.ended[i, k, h] == over
+                    if h == 0:
+                        assert b.revisit[i, k] == any((python_frame(fork) == earlier).all() for earlier in shown)
+            env.step(int(demos.action[i]))
+            shown.append(python_frame(env))
+            i += 1
+    assert i == len(demos)
+    assert b.env_steps == steps
+    assert b.ended[:, :, -1].any()
+    assert b.revisit.any()
+    assert not b.revisit.all()
+
+
+def test_own_states_are_branched_as_exported_levels_are() -> None:
+    level = import_seeds(DOOR_KEY, [3])
+    start = Simulator(GridStates.of(level), history=1, horizon=40).fork(np.zeros(8, np.int64))
+    states, _ = practise(start, uniform_actor(7), steps=25, rng=np.random.default_rng(2))
+    assert isinstance(states.states, GridStates)
+    b = branch(states)
+    assert (b.expert_action == -1).all()
+    assert len(b) > 20
+    for i, row in enumerate(states.states.rows):
+        env = export_level(row, DOOR_KEY, 3)
+        for k in range(7):
+            fork = copy.deepcopy(env)
+            fork.step(k)
+            assert_equal(b.future[i, k, 0], python_frame(fork))
+
+
+def test_a_branch_goes_on_with_the_agents_own_actions(demos: Demos) -> None:
+    """The actor is asked at every step after the first, with what it would remember there."""
+    b = branch(demos, horizon=4, actor=decided)
+    states = replay(demos)
+    for k in range(7):
+        fork = states.fork()
+        for h in range(4):
+            action = np.full(len(states), k) if h == 0 else decided(fork.observe(), np.random.default_rng())
+            over = fork.done
+            fork.step(action)
+            assert_equal(b.action[~over, k, h], action[~over].astype(np.uint8))
+            assert_equal(b.future[:, k, h], fork.frame())
+            assert_equal(b.ended[:, k, h], fork.done)
+
+
+def test_branching_is_decided_by_its_generator_and_leaves_the_states_alone(demos: Demos) -> None:
+    states = replay(demos)
+    before = states.state_hash(), states.observe(), states.t.copy()
+    one, same, other = (branch(states, horizon=3, rng=np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert_equal((states.state_hash(), states.observe(), states.t), before)
+    assert_equal(vars(one), vars(same))
+    assert (one.action != other.action).any()
+
+
+def test_transitions_are_what_a_simulator_would_remember(demos: Demos) -> None:
+    b = branch(demos, horizon=3, rng=np.random.default_rng(3))
+    n, a, horizon = b.action.shape
+    forks = replay(demos).fork(np.repeat(np.arange(n), a))
+    obs, actions, frames = [], [], []
+    for h in range(horizon):
+        live = ~forks.done
+        action = b.action[:, :, h].reshape(-1)
+        obs.append({name: value[live] for name, value in forks.observe().items()})
+        forks.step(action)
+        actions.append(action[live])
+        frames.append(forks.frame()[live])
+    before, action, after = b.transitions()
+    assert_equal(before, {name: np.concatenate([o[name] for o in obs]) for name in before})
+    assert_equal(action, np.concatenate(actions))
+    assert_equal(after, np.concatenate(frames))
+    assert len(action) == b.env_steps
+
+
+def test_every_step_of_a_branch_is_counted(demos: Demos, stepped: list[int]) -> None:
+    states = replay(demos)
+    stepped.clear()
+    for horizon in (1, 5):
+        b = branch(states, horizon=horizon)
+        assert b.env_steps == sum(stepped)
+        stepped.clear()
+    assert b.env_steps < len(demos) * 7 * 5  # ended branches are not stepped
+    b = branch(demos)
+    assert sum(stepped) == b.env_steps + len(demos)  # and once more along the demonstrations
+
+
+class Forgetful(GridStates):
+    """A copy is not what was copied."""
+
+    def take(self, index: np.ndarray) -> "Forgetful":
+        rows = self.rows[index]
+        rows[-1:] = self.rows[:1]
+        return Forgetful(rows, self._mission[index])
+
+
+class Shared(GridStates):
+    """The last copy is the original itself: stepping it steps the original."""
+
+    def take(self, index: np.ndarray) -> GridStates:
+        states = GridStates(self.rows[index], self._mission[index])
+
+        def step(at: np.ndarray, action: np.ndarray) -> Any:
+            ended = GridStates.step(states, at, action)
+            self.rows[index[-1]] = states.rows[-1]
+            return ended
+
+        states.step = step  # type: ignore[method-assign]
+        return states
+
+
+@pytest.mark.parametrize(("kind", "told"), [(Forgetful, "not in the state"), (Shared, "has changed the state")])
+def test_a_fork_that_is_not_exact_is_refused(kind: type[GridStates], told: str) -> None:
+    of_levels = GridStates.of(import_seeds(DOOR_KEY, range(4)))
+    good = Simulator(GridStates(of_levels.rows.copy(), of_levels.mission()), history=1, horizon=9)
+    assert isinstance(branch(good), Branches)
+    bad = Simulator(kind(of_levels.rows.copy(), of_levels.mission()), history=1, horizon=9)
+    with pytest.raises(DataError, match=f"{told}.*cannot be branched"):
+        branch(bad)
+
+
+# ---- practice ----
+@pytest.mark.parametrize("keep_start", [False, True])
+def test_practice_returns_the_states_it_was_in(stepped: list[int], keep_start: bool) -> None:
+    """Hand-worked: it turns away, back (seen before), twice forward, into the wall (seen before), right."""
+    actions = [engine.LEFT, engine.RIGHT, engine.FORWARD, engine.FORWARD, engine.FORWARD, engine.RIGHT]
+    start = Simulator(GridStates.of(import_seeds(EMPTY, [0, 1])), history=2, horizon=50)
+    before = start.state_hash(), start.observe()
+    states, env_steps = practise(start, repeats(actions), steps=6, rng=np.random.default_rng(), keep_start=keep_start)
+    assert_equal((start.state_hash(), start.observe()), before)
+    assert env_steps == sum(stepped) == 12
+    assert states.t.reshape(-1, 2).tolist() == [[t, t] for t in ([0] if keep_start else []) + [1, 3, 4, 6]]
+    walker = start.fork()
+    kept = [walker.fork()] if keep_start else []
+    for t, action in enumerate(actions, 1):
+        walker.step(np.full(2, action))
+        if t in (1, 3, 4, 6):
+            kept.append(walker.fork())
+    assert_equal(states.state_hash(), np.concatenate([w.state_hash() for w in kept]))
+    assert_equal(states.observe()["actions"], np.concatenate([w.observe()["actions"] for w in kept]))
+
+
+def test_practice_leaves_ended_episodes_out(stepped: list[int]) -> None:
+    start = Simulator(GridStates.of(import_seeds(EMPTY, [0, 1, 2])), history=1, horizon=50)
+    for action in SOLUTION:  # the first is at the goal before practice begins
+        start.step(np.array([action, engine.LEFT, engine.LEFT]))
+    stepped.clear()
+    on_the_way = start.fork(np.array([0, 1]))  # one has ended, one has not
+
+    states, env_steps = practise(on_the_way, repeats([engine.FORWARD] * 3), steps=3, rng=np.random.default_rng())
+    assert env_steps == sum(stepped) == 3  # of the one that was still running
+    assert (states.t > 5).all()
+
+    fresh = Simulator(GridStates.of(import_seeds(EMPTY, [0])), history=1, horizon=50)
+    stepped.clear()
+    states, env_steps = practise(fresh, repeats(SOLUTION * 2), steps=10, rng=np.random.default_rng())
+    assert env_steps == sum(stepped) == 5  # nobody acts after the goal
+    assert states.t.tolist() == [1, 2, 3, 4]  # the state at the goal is not one to act in
+    assert not states.done.any()
+
+
+def test_practice_that_ends_at_once_is_empty() -> None:
+    start = Simulator(GridStates.of(import_seeds(EMPTY, [0, 1])), history=1, horizon=1)
+    states, env_steps = practise(start, uniform_actor(7), steps=5, rng=np.random.default_rng(0))
+    assert (len(states), env_steps) == (0, 2)
+    start.step(np.zeros(2, np.int64))
+    states, env_steps = practise(start, uniform_actor(7), steps=5, rng=np.random.default_rng(0), keep_start=True)
+    assert (len(states), env_steps) == (0, 0)
+
+
+def test_join_keeps_the_order() -> None:
+    parts = [Simulator(GridStates.of(import_seeds(DOOR_KEY, [s, s + 1])), history=2, horizon=9) for s in range(3)]
+    for t, part in enumerate(parts):
+        for _ in range(t):
+            part.step(np.array([engine.LEFT, engine.RIGHT]))
+    nobody = parts[0].fork(np.zeros(0, np.int64))
+    whole = collect.join([parts[0], nobody, parts[2], parts[1].fork(np.array([1]))])
+    wanted = [parts[0], parts[2], parts[1].fork(np.array([1]))]
+    assert_equal(whole.state_hash(), np.concatenate([part.state_hash() for part in wanted]))
+    assert whole.t.tolist() == [0, 0, 2, 2, 1]
+    for name, value in whole.observe().items():
+        assert_equal(value, np.concatenate([part.observe()[name] for part in wanted]))
+    assert len(collect.join([nobody, nobody])) == 0
+
+
+# ---- evaluation ----
+def test_evaluation_plays_every_level_once(stepped: list[int], cache: Path) -> None:
+    chosen = bank(DOOR_KEY, "test", 12, cache=cache)
+    rows = chosen.rows.copy()
+    played = {"history": 2, "horizon": 30, "rng": np.random.default_rng(0)}
+    success, length = evaluate(chosen, decided, **played)
+    assert sum(stepped) == length.sum()
+    assert len(success) == len(length) == 12
+    assert_equal(chosen.rows, rows)  # so that the next evaluation plays the same levels
+    assert_equal(evaluate(chosen, decided, **played), (success, length))
+    for i in range(12):  # each by itself
+        assert_equal(evaluate(chosen[i : i + 1], decided, **played), (success[i : i + 1], length[i : i + 1]))
+
+
+def test_evaluation_counts_successes_and_steps() -> None:
+    chosen = import_seeds(EMPTY, range(3))
+    played = {"history": 1, "horizon": 20, "rng": np.random.default_rng(0)}
+    success, length = evaluate(chosen, repeats(SOLUTION), **played)
+    assert (success.tolist(), length.tolist()) == ([True] * 3, [5] * 3)
+    success, length = evaluate(chosen, repeats([engine.LEFT] * 20), **played)
+    assert (success.tolist(), length.tolist()) == ([False] * 3, [20] * 3)
+
+    lava = import_seeds("MiniGrid-LavaGapS5-v0", [0, 1])  # to end an episode is not to succeed
+    success, length = evaluate(lava, uniform_actor(3), **{**played, "horizon": 200})
+    assert not success.all()
+    assert length.max() < 200
