@@ -82,7 +82,7 @@ def collect_demos(
             f"{env_id}: the expert {expert.name!r} solved only {len(seeds)} of {len(order)} levels within "
             f"{horizon} steps, and {episodes} demonstrations were asked for. Ask for fewer, or raise the horizon."
         )
-    limit = horizon or int(level_banks.engine.max_steps(candidates.rows[:1])[0])
+    limit = horizon or int(level_banks.engine.max_steps(candidates.rows).max())
     return _played(env_id, np.array(seeds), [np.array(a, np.int64) for a in actions], history, limit, dropped)
 
 

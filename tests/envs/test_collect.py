@@ -116,6 +116,16 @@ def test_levels_that_the_expert_needs_too_long_for_are_replaced_and_counted(cach
     assert_equal(demos.seed, asked_of_all.seed[asked_of_all.length <= horizon])
 
 
+def test_the_step_limit_is_minigrids_own_for_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BabyAI allows long instructions more steps: the first level's limit is not that of the others."""
+    sequences = import_seeds("BabyAI-GoToSeqS5R2-v0", range(16))
+    limits = engine.max_steps(sequences.rows)
+    shortest_first = sequences[np.argsort(limits, kind="stable")]
+    monkeypatch.setattr(collect, "bank", lambda *arguments, **options: shortest_first)
+    assert limits.max() > limits.min()
+    assert collect_demos("BabyAI-GoToSeqS5R2-v0", 4).horizon == limits.max()
+
+
 @pytest.mark.parametrize(
     ("wanted", "error", "told"),
     [
