@@ -116,11 +116,12 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """What decides the result of this run: the other arms do not."""
-        experiment = dataclasses.asdict(self.experiment)
-        arms = experiment.pop("arms")
-        if not self.experiment.arms[self.arm].rl:
-            experiment.pop("rl")
-        return {**experiment, "arm": self.arm, **arms[self.arm], "seed": self.seed, "device": self.device}
+        experiment, arm = dataclasses.asdict(self.experiment), self.experiment.arms[self.arm]
+        del experiment["arms"]
+        rl = experiment.pop("rl") if arm.rl else None
+        learner = None if arm.learner is None else {type(arm.learner).__name__: dataclasses.asdict(arm.learner)}
+        config = {**experiment, "arm": self.arm, "seed": self.seed, "learner": learner, "memory": arm.memory}
+        return config if rl is None else {**config, "rl": rl}
 
 
 def run_arm(run: Run) -> dict[str, Any]:
@@ -136,12 +137,13 @@ def run_arm(run: Run) -> dict[str, Any]:
         if arm.learner is not None:
             cost = warm_start(run, model)
         scores = evaluate_policy(run, model, "evaluation.json")
+        _describe(run, scores, cost["env_steps"])
         summary = {"env": experiment.name, "arm": run.arm, "seed": run.seed, **scores, **cost, "rl_steps": 0}
         if arm.rl:
-            curve = fine_tune(run, model, cost["env_steps"], scores)
+            curve = fine_tune(run, model, cost["env_steps"])
             after = evaluate_policy(run, model, "evaluation_after_rl.json")
             summary |= {f"rl_{name}": after[name] for name in ("success_sampled", "success_greedy")}
-            summary |= {"rl_steps": experiment.rl.steps, "env_steps": cost["env_steps"] + experiment.rl.steps, **curve}
+            summary |= {**curve, "env_steps": cost["env_steps"] + curve["rl_steps"]}
         storage.save_json(directory / "summary.json", summary, kind="summary", schema=SCHEMA)
     run.progress(1.0)
     return summary
@@ -216,7 +218,7 @@ def evaluate_policy(run: Run, model: PPO, name: str) -> dict[str, Any]:
     return storage.load_json(path, kind="evaluation", schema=SCHEMA)
 
 
-def fine_tune(run: Run, model: PPO, spent: int, warm: dict[str, Any]) -> dict[str, Any]:
+def fine_tune(run: Run, model: PPO, spent: int) -> dict[str, Any]:
     """PPO from the policy as it is; the curve starts at the environment steps ``spent`` before RL."""
     weights, curve_path = run.directory / "policy.safetensors", run.directory / "curve.json"
     if storage.exists(weights) and storage.exists(curve_path):
@@ -224,7 +226,6 @@ def fine_tune(run: Run, model: PPO, spent: int, warm: dict[str, Any]) -> dict[st
         return _curve_facts(storage.load_json(curve_path, kind="curve", schema=SCHEMA))
     rl = run.experiment.rl
     log = RunLog(run.directory, "rl", offset=spent)
-    log.describe(run.config, {"eval/success_rate": warm["success_sampled"]})
     levels = bank(run.experiment.env_id, "validation", run.experiment.validation_levels)
     points: list[dict[str, Any]] = []
 
@@ -262,9 +263,23 @@ def fine_tune(run: Run, model: PPO, spent: int, warm: dict[str, Any]) -> dict[st
 
 
 def _curve_facts(points: list[dict[str, Any]]) -> dict[str, Any]:
-    """The depth of the worst dip below the warm start after the actor has begun to move, and where the curve ends."""
+    """Where the curve starts and ends, and its minimum after the actor has begun to move (None if it never has)."""
     moved = [point["success"] for point in points[1:] if point["actor_has_moved"]]
-    return {"rl_start": points[0]["success"], "rl_minimum": min(moved), "rl_end": points[-1]["success"]}
+    return {
+        "rl_steps": points[-1]["rl_steps"],
+        "rl_start": points[0]["success"],
+        "rl_minimum": min(moved, default=None),
+        "rl_end": points[-1]["success"],
+    }
+
+
+def _describe(run: Run, scores: dict[str, Any], spent: int) -> None:
+    """Configuration and test success of the warm start, for TensorBoard."""
+    log = RunLog(run.directory, "evaluation")
+    test = {f"test/success_{mode}": scores[f"success_{mode}"] for mode in ("sampled", "greedy")}
+    log(spent, test)
+    log.describe(run.config, test)
+    log.close()
 
 
 # ---- the parts of a stage ----
@@ -310,14 +325,17 @@ def _load_policy(model: PPO, path: Path) -> None:
 
 def _keep_config(run: Run) -> None:
     """Write the configuration, or compare it with the one that this directory was begun with."""
-    path, config = run.directory / "config.json", run.config
+    path, config = run.directory / "config.json", json.loads(json.dumps(run.config))
     if storage.exists(path):
-        before = flat(storage.load_json(path, kind="configuration", schema=SCHEMA))
-        now = flat(json.loads(json.dumps(config)))
-        changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
-        changed += sorted(before.keys() ^ now.keys()) if ("rl.steps" in before) == ("rl.steps" in now) else []
+        before = storage.load_json(path, kind="configuration", schema=SCHEMA)
+        if "rl" in before and "rl" not in config:
+            config["rl"] = before["rl"]  # a run without RL leaves the results of one with it alone
+        elif "rl" in config and "rl" not in before:
+            before["rl"] = config["rl"]  # --no-rl first, RL now: it goes on from the warm start
+        was, now = flat(before), flat(config)
+        changed = sorted(name for name in was.keys() | now.keys() if was.get(name, "-") != now.get(name, "-"))
         if changed:
-            lines = "\n".join(f"  {name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in changed)
+            lines = "\n".join(f"  {name}: {was.get(name, '-')} -> {now.get(name, '-')}" for name in changed)
             raise UsageError(
                 f"{run.directory}: was begun with another configuration:\n{lines}\n"
                 "Use the old settings to go on, --fresh to start over, or another --out."

@@ -36,7 +36,7 @@ class PPO(StablePPO):
     kl_decay: share of training after which that weight has reached zero.
     """
 
-    policy: HeadstartPolicy
+    policy: HeadstartPolicy  # type: ignore[assignment]  # always this one
 
     def __init__(
         self,

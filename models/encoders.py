@@ -52,6 +52,8 @@ class ViewEncoder(nn.Module):
     dropout and no batch norm: they would make equal views differ.
     """
 
+    cell: Tensor
+
     def __init__(self, width: int, channels: int):
         super().__init__()
         self.register_buffer("cell", cell_table(), persistent=False)

@@ -19,6 +19,8 @@ class Judge(nn.Module):
     actions that change nothing, are scored once.
     """
 
+    cell: Tensor
+
     def __init__(self, channels: int = 32, width: int = 128, dropout: float = 0.0):
         super().__init__()
         self.register_buffer("cell", cell_table(), persistent=False)
