@@ -217,9 +217,7 @@ def branch(
         frames.append(forks.frame())
         ended.append(forks.done)
     if (start.state_hash() != origin).any():
-        raise DataError(
-            "branching has changed the state it started from: this environment cannot be branched."
-        )
+        raise DataError("branching has changed the state it started from: this environment cannot be branched.")
     return Branches(
         obs=start.observe(),
         expert_action=expert,
@@ -231,23 +229,20 @@ def branch(
     )
 
 
-def practise(
-    start: Simulator, actor: Actor, *, steps: int, rng: np.random.Generator, keep_start: bool = False
-) -> tuple[Simulator, int]:
-    """Let the agent act from ``start`` for up to ``steps`` steps; (the states it was in, steps taken).
+def practise(start: Simulator, actor: Actor, *, steps: int, rng: np.random.Generator) -> tuple[Simulator, int]:
+    """Let the agent act from ``start`` for up to ``steps`` steps; (every state it was in, steps taken).
 
-    States that look like an earlier one of their episode are left out, as are ended episodes. ``start`` itself
-    is not changed, and is part of the result only with ``keep_start``.
+    The states of ``start`` are among them, ended episodes are not; ``start`` itself is not changed.
     """
     agents = start.fork(np.flatnonzero(~start.done))
-    visited = [agents.fork() if keep_start else agents.fork(np.zeros(0, np.int64))]
+    visited = [agents.fork()]
     env_steps = 0
     for _ in range(steps):
         if not len(agents):
             break
         env_steps += agents.step(actor(agents.observe(), rng))
         agents = agents.fork(np.flatnonzero(~agents.done))
-        visited.append(agents.fork(np.flatnonzero(~agents.revisit)))
+        visited.append(agents.fork())
     return join(visited), env_steps
 
 

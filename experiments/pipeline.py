@@ -93,6 +93,10 @@ class Experiment:
 
 
 # ---- what the stages of one arm share ----
+def _silent(share: float) -> None:
+    """Nobody watches."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One arm and seed of an experiment."""
@@ -102,7 +106,7 @@ class Run:
     seed: int
     out: Path
     device: str = "cpu"
-    progress: Callable[[float], None] = lambda share: None
+    progress: Callable[[float], None] = _silent
     """Told the share of this run's work that has been done, between 0 and 1."""
 
     @property
@@ -128,7 +132,6 @@ def run_arm(run: Run) -> dict[str, Any]:
     """All stages of one arm and seed, from wherever an earlier run has left it; returns its summary."""
     torch.set_num_threads(1)
     directory, experiment = run.directory, run.experiment
-    directory.mkdir(parents=True, exist_ok=True)
     with storage.lock(directory):
         _keep_config(run)
         arm = experiment.arms[run.arm]
@@ -153,7 +156,6 @@ def run_arm(run: Run) -> dict[str, Any]:
 def demonstrate(run: Run) -> Demos:
     """The demonstrations that all arms of a seed share."""
     experiment, path = run.experiment, run.demos_path
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not storage.exists(path):
         demos = collect_demos(
             experiment.env_id,
@@ -314,12 +316,12 @@ def _success(run: Run, model: PPO, levels: Levels, *, greedy: bool) -> tuple[flo
 
 def _save_policy(model: PPO, path: Path) -> None:
     meta = {"warm_start": model.policy.warm_start}
-    storage.save_weights(path, model.policy.state_dict(), kind="policy", schema=SCHEMA, meta=meta)
+    storage.save_weights(path, model.policy.weights(), kind="policy", schema=SCHEMA, meta=meta)
 
 
 def _load_policy(model: PPO, path: Path) -> None:
     weights, meta = storage.load_weights(path, kind="policy", schema=SCHEMA)
-    model.policy.load_state_dict(weights)
+    model.policy.load_weights(weights)
     model.policy.warm_start = meta["warm_start"]
 
 
@@ -398,9 +400,9 @@ def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
         fit = f"{_updates(arm.learner):,} updates without reward" if arm.learner else "no warm start"
         lines.append(f"  {name:10} {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
     seconds = [sum(_seconds(experiment, name)) for name in experiment.arms] * len(seeds)
-    minutes = max(sum(seconds) / processes, *seconds) / 60
+    minutes = max(1, round(max(sum(seconds) / processes, *seconds) / 60))
     megabytes = 3 * len(seconds)
-    lines.append(f"about {minutes:.0f} minutes in {processes} processes, about {megabytes} MB")
+    lines.append(f"about {minutes} minute{'s' if minutes > 1 else ''} in {processes} processes, about {megabytes} MB")
     return "\n".join(lines)
 
 
@@ -433,6 +435,8 @@ def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:
     # the longest first, so that none of the processes ends up alone with a long one
     runs_by_length = sorted(runs, key=lambda run: -weight[run.directory])
     context = multiprocessing.get_context("spawn")
+    # Workers inherit the mask: a Ctrl-C while they import torch is the parent's business too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     reports = context.Manager().Queue()
     summaries: dict[Path, dict[str, Any]] = {}
     failures: list[BaseException] = []
@@ -442,6 +446,7 @@ def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:
     started = time.monotonic()
     with ProcessPoolExecutor(min(processes, len(runs)), context, initializer=_worker, initargs=(reports,)) as pool:
         waiting = {pool.submit(_run_in_worker, run): run for run in runs_by_length}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             while waiting:
                 while not reports.empty():

@@ -153,7 +153,8 @@ def study_rows(summaries: Iterable[Summary]) -> list[Row]:
         row["rl_steps"] = _whole_mean([s["rl_steps"] for s in tuned]) if tuned else None
         for name in ("rl_success_sampled", "rl_success_greedy"):
             row |= _estimate(name, [s[name] for s in tuned])
-        row["dip"] = max(max(0.0, s["rl_start"] - s["rl_minimum"]) for s in tuned) if tuned else None
+        moved = [s for s in tuned if s["rl_minimum"] is not None]  # None: the actor never began to move
+        row["dip"] = max((max(0.0, s["rl_start"] - s["rl_minimum"]) for s in moved), default=None)
         rows.append(row)
     return rows
 

@@ -29,6 +29,7 @@ __all__ = ["PPO"]
 class PPO(StablePPO):
     """``stable_baselines3.PPO`` with the arguments below; everything else is as there.
 
+    n_steps, batch_size, n_epochs, ent_coef: Stable-Baselines3's, with defaults for dozens of environments.
     critic_updates: at most so many rollouts train the critic alone.
     critic_variance: the share of the variance of returns at which the actor starts earlier.
     actor_warm_up: rollouts over which the actor's learning rate grows to its full value.
@@ -48,6 +49,10 @@ class PPO(StablePPO):
         actor_warm_up: int = 8,
         kl_coef: float = 0.3,
         kl_decay: float = 0.5,
+        n_steps: int = 64,
+        batch_size: int = 512,
+        n_epochs: int = 4,
+        ent_coef: float = 0.01,
         **settings: Any,
     ):
         self.critic_updates, self.critic_variance = critic_updates, critic_variance
@@ -55,6 +60,7 @@ class PPO(StablePPO):
         self.warm_start_policy: HeadstartPolicy | None = None
         self.actor_started_at: int | None = None  # environment steps
         self._critic_only = self._actor_updates = 0
+        settings |= {"n_steps": n_steps, "batch_size": batch_size, "n_epochs": n_epochs, "ent_coef": ent_coef}
         super().__init__(policy, env, **settings)
 
     def _excluded_save_params(self) -> list[str]:

@@ -212,22 +212,20 @@ class Reflection:
 
         expert_states = collect.replay(demos)
         around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
-        own = [self._practise(around, uniform_actor(around.n_actions), c.walk_steps, rng, keep_start=False)]
+        own = [self._practise(around, uniform_actor(around.n_actions), c.walk_steps, rng)]
         labels = [self.label(own[0])]
         metrics = self.fit_policy(demos, own, labels, c.updates)
         for _ in range(c.rounds):
             fresh = practise.fresh(c.levels, rng)
-            own.append(self._practise(fresh, self.policy.actor(), c.level_steps, rng, keep_start=True))
+            own.append(self._practise(fresh, self.policy.actor(), c.level_steps, rng))
             labels.append(self.label(own[-1]))
             metrics = self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
         return Fitted(self.updates, self.env_steps, {**judged, **metrics})
 
-    def _practise(
-        self, start: Simulator, actor: Actor, steps: int, rng: np.random.Generator, *, keep_start: bool
-    ) -> Branches:
+    def _practise(self, start: Simulator, actor: Actor, steps: int, rng: np.random.Generator) -> Branches:
         """Stage 2: act, then try every action in every state that was reached."""
-        states, walked = collect.practise(start, actor, steps=steps, rng=rng, keep_start=keep_start)
+        states, walked = collect.practise(start, actor, steps=steps, rng=rng)
         branches = collect.branch(states)
         self.env_steps += walked + branches.env_steps
         return branches

@@ -112,6 +112,16 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         """The critic's own layers, without the trunk."""
         return chain(self.mlp_extractor.value_net.parameters(), self.value_net.parameters())
 
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter once. (Stable-Baselines3's state_dict has the shared trunk under three names.)"""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take ``weights`` of a policy of the same shape. Raises ValueError when names differ."""
+        if weights.keys() != self.weights().keys():
+            raise ValueError(f"weights of another policy: {sorted(weights.keys() ^ self.weights().keys())} differ")
+        self.load_state_dict(weights, strict=False)
+
     @torch.no_grad()
     def probabilities(self, obs: dict[str, NDArray], *, temperature: float = 1.0, chunk: int = 4096) -> NDArray:
         """(N, A) float64 action probabilities for observations in numpy, however many."""
