@@ -373,24 +373,37 @@ def test_a_fork_that_is_not_exact_is_refused(kind: type[GridStates], told: str) 
 
 
 # ---- practice ----
-@pytest.mark.parametrize("keep_start", [False, True])
-def test_practice_returns_the_states_it_was_in(stepped: list[int], keep_start: bool) -> None:
-    """Hand-worked: it turns away, back (seen before), twice forward, into the wall (seen before), right."""
+def test_practice_returns_the_states_it_was_in(stepped: list[int]) -> None:
     actions = [engine.LEFT, engine.RIGHT, engine.FORWARD, engine.FORWARD, engine.FORWARD, engine.RIGHT]
     start = Simulator(GridStates.of(import_seeds(EMPTY, [0, 1])), history=2, horizon=50)
+    start.step(np.array([engine.RIGHT, engine.DONE]))
     before = start.state_hash(), start.observe()
-    states, env_steps = practise(start, repeats(actions), steps=6, rng=np.random.default_rng(), keep_start=keep_start)
+    stepped.clear()
+    states, env_steps = practise(start, repeats(actions), steps=6, rng=np.random.default_rng())
     assert_equal((start.state_hash(), start.observe()), before)
     assert env_steps == sum(stepped) == 12
-    assert states.t.reshape(-1, 2).tolist() == [[t, t] for t in ([0] if keep_start else []) + [1, 3, 4, 6]]
-    walker = start.fork()
-    kept = [walker.fork()] if keep_start else []
-    for t, action in enumerate(actions, 1):
+    walker, wanted = start.fork(), [start]
+    for action in actions:
         walker.step(np.full(2, action))
-        if t in (1, 3, 4, 6):
-            kept.append(walker.fork())
-    assert_equal(states.state_hash(), np.concatenate([w.state_hash() for w in kept]))
-    assert_equal(states.observe()["actions"], np.concatenate([w.observe()["actions"] for w in kept]))
+        wanted.append(walker.fork())
+    assert_equal(states.state_hash(), np.concatenate([w.state_hash() for w in wanted]))
+    for name, value in states.observe().items():
+        assert_equal(value, np.concatenate([w.observe()[name] for w in wanted]))
+    assert_equal(states.revisit, np.concatenate([w.revisit for w in wanted]))
+
+
+def test_the_actor_is_asked_with_what_it_remembers() -> None:
+    asked: list[Obs] = []
+
+    def watched(obs: Obs, rng: np.random.Generator) -> np.ndarray:
+        asked.append(obs)
+        return rng.integers(7, size=len(obs["frames"]))
+
+    start = Simulator(GridStates.of(import_seeds(DOOR_KEY, range(5))), history=2, horizon=4)
+    states, env_steps = practise(start, watched, steps=9, rng=np.random.default_rng(0))
+    assert len(asked) == 4  # the horizon of the episodes is shorter than the practice
+    assert env_steps == 20
+    assert_equal(states.observe(), {name: np.concatenate([obs[name] for obs in asked]) for name in asked[0]})
 
 
 def test_practice_leaves_ended_episodes_out(stepped: list[int]) -> None:
@@ -398,26 +411,24 @@ def test_practice_leaves_ended_episodes_out(stepped: list[int]) -> None:
     for action in SOLUTION:  # the first is at the goal before practice begins
         start.step(np.array([action, engine.LEFT, engine.LEFT]))
     stepped.clear()
-    on_the_way = start.fork(np.array([0, 1]))  # one has ended, one has not
-
-    states, env_steps = practise(on_the_way, repeats([engine.FORWARD] * 3), steps=3, rng=np.random.default_rng())
+    states, env_steps = practise(start.fork(np.array([0, 1])), uniform_actor(1), steps=3, rng=np.random.default_rng())
     assert env_steps == sum(stepped) == 3  # of the one that was still running
-    assert (states.t > 5).all()
+    assert states.t.tolist() == [5, 6, 7, 8]
 
     fresh = Simulator(GridStates.of(import_seeds(EMPTY, [0])), history=1, horizon=50)
     stepped.clear()
     states, env_steps = practise(fresh, repeats(SOLUTION * 2), steps=10, rng=np.random.default_rng())
     assert env_steps == sum(stepped) == 5  # nobody acts after the goal
-    assert states.t.tolist() == [1, 2, 3, 4]  # the state at the goal is not one to act in
+    assert states.t.tolist() == [0, 1, 2, 3, 4]  # the state at the goal is not one to act in
     assert not states.done.any()
 
 
-def test_practice_that_ends_at_once_is_empty() -> None:
+def test_practice_that_ends_at_once_is_over() -> None:
     start = Simulator(GridStates.of(import_seeds(EMPTY, [0, 1])), history=1, horizon=1)
     states, env_steps = practise(start, uniform_actor(7), steps=5, rng=np.random.default_rng(0))
-    assert (len(states), env_steps) == (0, 2)
+    assert (len(states), env_steps) == (2, 2)
     start.step(np.zeros(2, np.int64))
-    states, env_steps = practise(start, uniform_actor(7), steps=5, rng=np.random.default_rng(0), keep_start=True)
+    states, env_steps = practise(start, uniform_actor(7), steps=5, rng=np.random.default_rng(0))
     assert (len(states), env_steps) == (0, 0)
 
 

@@ -1,0 +1,119 @@
+"""Views: what a cell becomes, and that equal views are encoded once with the gradient of all of them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor
+
+from headstart.envs import engine
+from headstart.envs.levels import import_seeds
+from headstart.models.encoders import CELL_PARTS, CELLS, VIEW, ViewEncoder, cell_classes, cell_table, distinct_rows
+
+SMALL_BYTES = arrays(np.uint8, st.tuples(st.integers(0, 40), st.integers(1, 12)), elements=st.integers(0, 3))
+
+
+# ---- cells ----
+def test_a_packed_cell_comes_apart_as_the_engine_puts_it_together() -> None:
+    for kind, color, state in [(0, 0, 0), (4, 2, 1), (10, 5, 2), (8, 1, 0)]:
+        packed = kind * engine.TYPE_STEP + color * engine.COLOR_STEP + state
+        assert [int(part) for part in cell_classes(torch.tensor(packed))] == [kind, color, state]
+
+
+def test_every_cell_has_a_code_of_its_own() -> None:
+    table = cell_table()
+    assert table.shape == (256, sum(CELL_PARTS))
+    for part in table.split(CELL_PARTS, dim=1):
+        assert (part.sum(1) == 1).all()
+    cells = CELL_PARTS[0] * engine.TYPE_STEP
+    assert len(torch.unique(table[:cells], dim=0)) == cells
+
+
+def test_real_views_survive_the_table() -> None:
+    cells = np.unique(engine.observe(import_seeds("BabyAI-GoToLocal-v0", range(30)).rows)[:, :CELLS])
+    parts = cell_table()[torch.as_tensor(cells).long()].split(CELL_PARTS, dim=1)
+    kind, color, state = (part.argmax(1).numpy() for part in parts)
+    np.testing.assert_equal(kind * engine.TYPE_STEP + color * engine.COLOR_STEP + state, cells)
+
+
+# ---- distinct rows ----
+@settings(max_examples=150, deadline=None)
+@given(SMALL_BYTES)
+def test_distinct_rows_put_back_in_place_are_the_rows(rows: np.ndarray) -> None:
+    distinct, place = distinct_rows(torch.as_tensor(rows))
+    np.testing.assert_equal(distinct[place].numpy(), rows)
+    assert len(distinct) == len(np.unique(rows, axis=0))
+    assert distinct.dtype == torch.uint8
+
+
+def test_rows_that_nearly_agree_are_told_apart() -> None:
+    rows = torch.cat([torch.eye(58, dtype=torch.uint8) * value for value in (1, 2, 128, 255)])
+    rows = torch.cat([rows, rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]])
+    distinct, place = distinct_rows(rows)
+    assert len(distinct) == len(rows) // 2
+    assert torch.equal(distinct[place], rows)
+    two_swapped = torch.tensor([[1, 2] + [0] * 48, [2, 1] + [0] * 48], dtype=torch.uint8)
+    assert len(distinct_rows(two_swapped)[0]) == 2
+
+
+def test_real_views_repeat_and_are_found_again() -> None:
+    rows = import_seeds("MiniGrid-DoorKey-5x5-v0", range(200)).rows
+    view = torch.as_tensor(engine.observe(rows))
+    distinct, place = distinct_rows(view)
+    assert torch.equal(distinct[place], view)
+    assert len(distinct) == len(np.unique(view.numpy(), axis=0)) < 100
+
+
+# ---- views ----
+def random_views(n: int, distinct: int, seed: int = 0) -> Tensor:
+    """(n, 50) frames, of which only ``distinct`` differ."""
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(CELL_PARTS[0] * 18, size=(distinct, CELLS + 1), dtype=np.uint8)
+    return torch.as_tensor(frames[rng.integers(distinct, size=n)])
+
+
+def one_by_one(encoder: ViewEncoder, frame: Tensor) -> Tensor:
+    """Every view through the layers by itself, nothing shared."""
+    planes = encoder.cell[frame[:, :CELLS].long()].reshape(-1, VIEW, VIEW, sum(CELL_PARTS)).permute(0, 3, 1, 2)
+    return torch.cat([encoder.layers(plane[None]) for plane in planes])
+
+
+def test_equal_views_share_their_work_and_not_their_gradient() -> None:
+    torch.manual_seed(0)
+    encoder = ViewEncoder(width=6, channels=4).double()
+    frame, weight = random_views(40, distinct=7), torch.randn(40, 6, dtype=torch.float64)
+    shared, alone = encoder(frame), one_by_one(encoder, frame)
+    torch.testing.assert_close(shared, alone)
+    gradients = [
+        torch.autograd.grad((out.tanh() * weight).sum(), list(encoder.parameters())) for out in (shared, alone)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        assert one.abs().max() > 1e-3
+        torch.testing.assert_close(one, other)
+
+
+def test_each_distinct_view_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ViewEncoder(width=6, channels=4)
+    seen: list[int] = []
+    layers = encoder.layers.forward
+    monkeypatch.setattr(encoder.layers, "forward", lambda planes: (seen.append(len(planes)), layers(planes))[1])
+    encoder(random_views(40, distinct=7))
+    assert seen == [7]
+
+
+def test_the_direction_is_not_part_of_a_view() -> None:
+    encoder, frame = ViewEncoder(width=6, channels=4), random_views(3, distinct=3)
+    turned = frame.clone()
+    turned[:, CELLS] ^= 1
+    assert torch.equal(encoder(frame), encoder(turned))
+
+
+def test_where_a_thing_is_makes_a_difference() -> None:
+    """Including the corners: the convolutions are valid, not blind at the rim."""
+    encoder = ViewEncoder(width=16, channels=8)
+    frame = torch.zeros(CELLS, CELLS + 1, dtype=torch.uint8)
+    frame[torch.arange(CELLS), torch.arange(CELLS)] = 5 * 18
+    features = encoder(frame)
+    assert (torch.cdist(features, features) + torch.eye(CELLS)).min() > 1e-4
