@@ -1,0 +1,202 @@
+"""Implicit world modelling: its loss and its accuracies by hand, what each stage touches, one batch by heart."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headstart.envs.collect import branch, collect_demos
+from headstart.envs.errors import UsageError
+from headstart.envs.transitions import Branches, Demos
+from headstart.envs.vector import HeadstartVecEnv, make_vec_env
+from headstart.learners import IWM, PPO, BCConfig, Fitted, IWMConfig, iwm
+from headstart.models import HeadstartPolicy
+from headstart.models.encoders import CELL_PARTS, CELLS, cell_classes
+from headstart.models.policy import as_tensors
+
+ENV_ID = "MiniGrid-DoorKey-5x5-v0"
+SMALL = IWMConfig(updates=4, batch_size=8, bc=BCConfig(updates=3, batch_size=8))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def demos(cache: Path) -> Demos:
+    return collect_demos(ENV_ID, 1, history=2, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def branches(demos: Demos) -> Branches:
+    return branch(demos, horizon=2)
+
+
+@pytest.fixture(scope="module")
+def env(cache: Path) -> HeadstartVecEnv:
+    return make_vec_env(ENV_ID, 2, history=2, n_levels=8, cache=cache)
+
+
+def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
+    extractor = {"width": 32, "channels": 8}
+    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
+    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
+
+
+def weights(policy: HeadstartPolicy) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+
+
+def certain(view: Tensor) -> tuple[Tensor, ...]:
+    """Logits (B, C, classes) of each part that say: exactly these cells."""
+    return tuple(
+        20.0 * torch.nn.functional.one_hot(classes, n).float()
+        for classes, n in zip(cell_classes(view), CELL_PARTS, strict=True)
+    )
+
+
+def world_model(env: HeadstartVecEnv, prediction: tuple[Tensor, ...], changed_weight: float) -> IWM:
+    """A world model that predicts what it is told to."""
+    learner = IWM(fresh_policy(env), IWMConfig(changed_weight=changed_weight))
+    learner.head = lambda features, action: prediction  # type: ignore[assignment]
+    learner.policy = SimpleNamespace(features=lambda obs: None)  # type: ignore[assignment]
+    return learner
+
+
+def test_accuracies_worked_by_hand(env: HeadstartVecEnv) -> None:
+    """Three views; four cells change, three in the first and one in the second; three of the four are foreseen."""
+    before = torch.full((3, 50), 3 * 18, dtype=torch.uint8)
+    after, predicted = before.clone(), before.clone()
+    after[0, :3] = torch.tensor([5 * 18 + 3, 1 * 18, 4 * 18 + 2])
+    predicted[0, :3] = torch.tensor([5 * 18 + 3, 1 * 18, 4 * 18 + 1])  # the last: right type, wrong state
+    after[1, 7] = predicted[1, 7] = 8 * 18 + 3
+    predicted[2, 5] = 9 * 18  # nothing changed here, but something is imagined
+    after[:, 49] = torch.tensor([1, 2, 3])  # the direction is not a cell
+    learner = world_model(env, certain(predicted[:, :CELLS]), changed_weight=10.0)
+    loss, metrics = learner.loss({"frames": before[:, None]}, torch.tensor([0, 1, 2]), after)
+    assert metrics["iwm/changed_cell_accuracy"] == pytest.approx(3 / 4)
+    assert metrics["iwm/view_accuracy"] == pytest.approx(1 / 3)
+    assert metrics["iwm/view_accuracy_of_copying"] == pytest.approx(1 / 3)
+    # two wrong parts of 20 nats each: the state of a changed cell (weight 10), the type of an unchanged one
+    right = [math.log1p((n - 1) * math.exp(-20)) for n in CELL_PARTS]
+    cells = [10.0] * 4 + [1.0] * (3 * CELLS - 4)
+    wanted = (20 * 10 + 20 * 1) / sum(cells) + sum(right)
+    assert float(loss) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_copy_of_the_present_foresees_no_change(env: HeadstartVecEnv, branches: Branches) -> None:
+    before, action, future = branches.transitions()
+    obs, after = as_tensors(before, "cpu"), torch.as_tensor(future)
+    present = obs["frames"][:, -1, :CELLS]
+    _, metrics = world_model(env, certain(present), 10.0).loss(obs, torch.as_tensor(action), after)
+    assert metrics["iwm/changed_cell_accuracy"] == 0
+    assert metrics["iwm/view_accuracy"] == metrics["iwm/view_accuracy_of_copying"] > 0.3
+    _, metrics = world_model(env, certain(after[:, :CELLS]), 10.0).loss(obs, torch.as_tensor(action), after)
+    assert metrics["iwm/changed_cell_accuracy"] == metrics["iwm/view_accuracy"] == 1
+    still = {"frames": obs["frames"][:1]}
+    _, metrics = world_model(env, certain(present[:1]), 10.0).loss(
+        still, torch.as_tensor(action[:1]), still["frames"][:, -1]
+    )
+    assert metrics["iwm/changed_cell_accuracy"] == 0  # and not the mean of nothing
+
+
+def test_the_world_model_stage_trains_the_trunk_and_neither_actor_nor_critic(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    monkeypatch.setattr(iwm.BC, "fit", lambda self, demos: Fitted(updates=0))
+    policy = fresh_policy(env)
+    before, learner = weights(policy), IWM(policy, SMALL)
+    head = [parameter.detach().clone() for parameter in learner.head.parameters()]
+    learner.fit(demos, branches)
+    trunk = {id(parameter) for parameter in policy.features_extractor.parameters()}
+    for name, parameter in policy.named_parameters():
+        changed = not torch.equal(parameter, before[name])
+        assert changed == (id(parameter) in trunk), name
+    assert all(not torch.equal(p, earlier) for p, earlier in zip(learner.head.parameters(), head, strict=True))
+
+
+def test_imitation_follows_with_the_same_trunk(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    found: list[dict[str, Tensor]] = []
+    fit = iwm.BC.fit
+    monkeypatch.setattr(iwm.BC, "fit", lambda self, demos: (found.append(weights(self.policy)), fit(self, demos))[1])
+    policy = fresh_policy(env)
+    before = weights(policy)
+    fitted = IWM(policy, SMALL).fit(demos, branches)
+    critic = {id(parameter) for parameter in policy.critic_parameters()}
+    after = weights(policy)
+    assert (fitted.updates, fitted.env_steps, policy.warm_start) == (4 + 3, 0, "iwm")
+    assert {"bc/loss", "iwm/loss"} <= fitted.metrics.keys()
+    for name, parameter in policy.named_parameters():
+        if id(parameter) in critic:
+            assert torch.equal(after[name], before[name]), name
+        else:
+            assert not torch.equal(after[name], found[0][name]), name
+
+
+def test_half_of_a_batch_changes_something(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    learner = IWM(fresh_policy(env), SMALL)
+    shares, loss = [], learner.loss
+
+    def watched(obs: dict[str, Tensor], action: Tensor, future: Tensor) -> Any:
+        shares.append(float((obs["frames"][:, -1, :CELLS] != future[:, :CELLS]).any(1).float().mean()))
+        return loss(obs, action, future)
+
+    monkeypatch.setattr(learner, "loss", watched)
+    learner.fit(demos, branches)
+    assert shares == [0.5] * SMALL.updates
+
+
+def test_the_future_is_the_one_of_its_state_and_action(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    before, action, future = branches.transitions()
+    known = {
+        (f.tobytes(), m.tobytes(), int(a)): after.tobytes()
+        for f, m, a, after in zip(before["frames"], before["actions"], action, future, strict=True)
+    }
+    learner, seen = IWM(fresh_policy(env), SMALL), 0
+    loss = learner.loss
+
+    def watched(obs: dict[str, Tensor], action: Tensor, future: Tensor) -> Any:
+        nonlocal seen
+        for f, m, a, after in zip(obs["frames"].numpy(), obs["actions"].numpy(), action, future.numpy(), strict=True):
+            assert known[f.tobytes(), m.tobytes(), int(a)] == after.tobytes()
+            seen += 1
+        return loss(obs, action, future)
+
+    monkeypatch.setattr(learner, "loss", watched)
+    learner.fit(demos, branches)
+    assert seen == SMALL.updates * SMALL.batch_size
+
+
+def test_a_batch_of_futures_is_learned_by_heart(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    learner = IWM(fresh_policy(env), IWMConfig(changed_weight=3.0))
+    before, action, future = branches.transitions()
+    pick = np.random.default_rng(0).permutation(len(action))[:24]
+    obs = as_tensors({name: value[pick] for name, value in before.items()}, "cpu")
+    batch = obs, torch.as_tensor(action[pick]), torch.as_tensor(future[pick])
+    optimizer = torch.optim.Adam([*learner.policy.features_extractor.parameters(), *learner.head.parameters()], lr=5e-3)
+    _, first = learner.loss(*batch)
+    for _ in range(120):
+        loss, metrics = learner.loss(*batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert first["iwm/changed_cell_accuracy"] < 0.5
+    assert metrics["iwm/changed_cell_accuracy"] > 0.99
+    assert metrics["iwm/view_accuracy"] > 0.95 > first["iwm/view_accuracy_of_copying"]
+
+
+def test_it_needs_branches(env: HeadstartVecEnv, demos: Demos) -> None:
+    with pytest.raises(UsageError, match=r"envs\.branch\(demos\)"):
+        IWM(fresh_policy(env), SMALL).fit(demos)
