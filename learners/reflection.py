@@ -60,19 +60,19 @@ class JudgeConfig:
 class ReflectionConfig:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """How the judge is trained and read."""
-    walks: int = 3
+    walks: int = 1
     """Random walks from every expert state before the first fit."""
     walk_steps: int = 4
     """Steps of each of these walks."""
-    rounds: int = 1
+    rounds: int = 2
     """Rounds of practice on fresh levels with the policy so far."""
     levels: int = 60
     """Fresh levels in a round."""
     level_steps: int = 60
     """Longest episode on a fresh level."""
-    updates: int = 1500
+    updates: int = 500
     """Gradient updates of the policy before the first round."""
-    round_updates: int = 800
+    round_updates: int = 1500
     """Gradient updates of the policy after each round."""
     batch_size: int = 64
     """Expert states in an update, and as many of the agent's own."""
@@ -82,7 +82,7 @@ class ReflectionConfig:
     """AdamW's decoupled weight decay."""
     label_smoothing: float = 0.1
     """On the expert's actions, as in bc."""
-    own_weight: float = 1.0
+    own_weight: float = 4.0
     """Weight of the self-labelled states beside the expert's."""
 
 
