@@ -1,0 +1,262 @@
+"""PPO that does not forget: what it starts from, what waits, what anchors it, its losses by hand, save and load."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO as StablePPO
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from headstart.envs.collect import collect_demos
+from headstart.envs.errors import Diverged
+from headstart.envs.transitions import Demos
+from headstart.envs.vector import make_vec_env
+from headstart.learners import BC, PPO, BCConfig
+from headstart.models import HeadstartPolicy
+from headstart.models.policy import as_tensors
+
+ENV_ID = "MiniGrid-DoorKey-5x5-v0"
+ROLLOUT = 8 * 16  # environment steps
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def demos(cache: Path) -> Demos:
+    return collect_demos(ENV_ID, 2, history=2, cache=cache)
+
+
+@pytest.fixture
+def made(cache: Path, demos: Demos) -> Callable[..., PPO]:
+    def make(*, warm: bool = True, **settings: Any) -> PPO:
+        env = make_vec_env(ENV_ID, 8, seed=0, history=2, horizon=40, n_levels=64, cache=cache)
+        extractor = {"width": 16, "channels": 4}
+        defaults = {"n_steps": 16, "batch_size": 64, "n_epochs": 2, "learning_rate": 1e-3, "seed": 0}
+        defaults |= {"critic_updates": 2, "critic_variance": 2.0, "actor_warm_up": 4}
+        kwargs = {"policy_kwargs": {"features_extractor_kwargs": extractor}}
+        model = PPO(HeadstartPolicy, env, **{**defaults, **kwargs, **settings})
+        if warm:
+            BC(model.policy, BCConfig(updates=80, batch_size=16, learning_rate=3e-3)).fit(demos)
+        return model
+
+    return make
+
+
+class Watch(BaseCallback):
+    """Calls back before each rollout (and so between updates), and after each."""
+
+    def __init__(self, before: Callable[[], None] = lambda: None, after: Callable[[], None] = lambda: None):
+        super().__init__()
+        self._on_rollout_start, self._on_rollout_end = before, after  # type: ignore[method-assign]
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def weights(policy: HeadstartPolicy) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+
+
+def same(policy: HeadstartPolicy, before: dict[str, Tensor], *, critic: bool) -> set[bool]:
+    """Whether the weights of the critic, or of trunk and actor, are bit for bit what they were."""
+    critics = {id(parameter) for parameter in policy.critic_parameters()}
+    chosen = [(name, p) for name, p in policy.named_parameters() if (id(p) in critics) == critic]
+    return {torch.equal(p, before[name]) for name, p in chosen}
+
+
+# ---- where it starts ----
+def test_ppo_starts_from_the_logits_of_the_fitted_policy(made: Callable[..., PPO], demos: Demos) -> None:
+    """Bit for bit: before its first update, and as long as the critic learns alone."""
+    model = made()
+    obs = as_tensors(demos.obs, "cpu")
+    fitted = model.policy.logits(obs).detach()
+    seen: list[Tensor] = []
+    model.learn(4 * ROLLOUT, callback=Watch(lambda: seen.append(model.policy.logits(obs).detach())))
+    assert [torch.equal(logits, fitted) for logits in seen] == [True, True, True, False]
+    assert not torch.equal(made(warm=False).policy.logits(obs), fitted)  # it does come from the fit
+
+
+def test_while_the_critic_learns_alone_trunk_and_actor_stay_bit_identical(made: Callable[..., PPO]) -> None:
+    model = made(critic_updates=3)
+    before = weights(model.policy)
+    model.learn(3 * ROLLOUT)
+    assert same(model.policy, before, critic=False) == {True}
+    assert same(model.policy, before, critic=True) == {False}
+    assert model.actor_started_at is None
+    model.learn(ROLLOUT, reset_num_timesteps=False)
+    assert model.actor_started_at == 4 * ROLLOUT
+    assert True not in same(model.policy, before, critic=False)
+
+
+def test_the_actor_starts_as_soon_as_the_critic_explains_enough(made: Callable[..., PPO]) -> None:
+    model = made(critic_updates=100, critic_variance=-1e9)
+    before = weights(model.policy)
+    model.learn(ROLLOUT)
+    assert model.actor_started_at == ROLLOUT
+    assert False in same(model.policy, before, critic=False)
+
+
+def test_the_critic_does_learn(made: Callable[..., PPO]) -> None:
+    """From returns that are all one, it learns to expect one."""
+    model, errors = made(critic_updates=100), []
+
+    def replace() -> None:
+        model.rollout_buffer.returns[:] = 1
+        errors.append(float(((model.rollout_buffer.values - 1) ** 2).mean()))
+
+    model.learn(10 * ROLLOUT, callback=Watch(after=replace))
+    assert errors[-1] < errors[0] / 5
+
+
+def test_without_a_warm_start_nothing_waits_and_nothing_anchors(made: Callable[..., PPO]) -> None:
+    model = made(warm=False)
+    before = weights(model.policy)
+    model.learn(ROLLOUT)
+    assert model.warm_start_policy is None
+    assert model.actor_started_at == ROLLOUT
+    assert False in same(model.policy, before, critic=False)
+    assert model.policy.optimizer.param_groups[0]["lr"] == 1e-3
+    recorded = model.logger.name_to_value
+    assert "rl/kl_to_init" not in recorded
+    assert recorded["rl/kl_coef"] == 0
+
+
+def test_without_a_warm_start_it_is_stable_baselines_ppo(made: Callable[..., PPO]) -> None:
+    """The same updates as those of the class it comes from, from the same seed."""
+    ours, theirs = made(warm=False, ent_coef=0.02), made(warm=False, ent_coef=0.02)
+    theirs.train = lambda: StablePPO.train(theirs)  # type: ignore[method-assign]
+    for model in (ours, theirs):
+        model.set_random_seed(0)
+        model.learn(3 * ROLLOUT)
+    for name, value in weights(ours.policy).items():
+        torch.testing.assert_close(value, weights(theirs.policy)[name], rtol=1e-3, atol=1e-5)
+
+
+# ---- what holds it ----
+def test_the_anchor_is_a_frozen_copy(made: Callable[..., PPO]) -> None:
+    model = made(critic_updates=0)
+    before = weights(model.policy)
+    model.learn(3 * ROLLOUT)
+    anchor = model.warm_start_policy
+    assert anchor is not None
+    assert False in same(model.policy, before, critic=False)
+    assert all(torch.equal(value, before[name]) for name, value in weights(anchor).items())
+    assert not any(parameter.requires_grad for parameter in anchor.parameters())
+    optimised = {id(parameter) for group in model.policy.optimizer.param_groups for parameter in group["params"]}
+    assert not optimised & {id(parameter) for parameter in anchor.parameters()}
+    model.learn(ROLLOUT, reset_num_timesteps=False)
+    assert model.warm_start_policy is anchor  # to go on is not to start again
+
+
+def test_the_anchor_holds(made: Callable[..., PPO]) -> None:
+    moved = []
+    for kl_coef in (0.0, 30.0):
+        model = made(critic_updates=0, actor_warm_up=0, kl_coef=kl_coef, kl_decay=1e9, ent_coef=0.3)
+        model.learn(8 * ROLLOUT)
+        moved.append(float(model.logger.name_to_value["rl/kl_to_init"]))
+    assert moved[1] < moved[0] / 5
+
+
+def test_the_actors_learning_rate_grows(made: Callable[..., PPO]) -> None:
+    model, rates = made(critic_updates=1, actor_warm_up=4), []
+    model.learn(7 * ROLLOUT, callback=Watch(lambda: rates.append(model.policy.optimizer.param_groups[0]["lr"])))
+    assert rates[2:] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])  # before the third rollout, and on
+
+
+def test_the_anchor_is_let_go(made: Callable[..., PPO]) -> None:
+    """From kl_coef at the start of training to nothing after its share kl_decay."""
+    model, weight = made(critic_updates=0, kl_coef=0.8, kl_decay=0.5), []
+    model.learn(8 * ROLLOUT, callback=Watch(lambda: weight.append(model.logger.name_to_value.get("rl/kl_coef"))))
+    weight.append(model.logger.name_to_value["rl/kl_coef"])
+    assert weight[1:] == sorted(weight[1:], reverse=True)
+    assert 0 < weight[1] <= 0.8
+    assert weight[4:] == [0] * 5
+
+
+# ---- its losses ----
+def test_losses_worked_by_hand(made: Callable[..., PPO]) -> None:
+    """One update of one batch, from the rollout that it is made of: what is logged is what it is."""
+    model = made(critic_updates=0, n_epochs=1, batch_size=ROLLOUT, kl_coef=0.5, kl_decay=1e9, ent_coef=0.1, vf_coef=0.7)
+    model.learn(2 * ROLLOUT)  # so that the policy is no longer its anchor
+    wanted: dict[str, float] = {}
+
+    def work_out() -> None:
+        buffer = copy.deepcopy(model.rollout_buffer)
+        batch = next(buffer.get(ROLLOUT))
+        assert model.warm_start_policy is not None
+        with torch.no_grad():
+            p = torch.softmax(model.policy.logits(batch.observations).double(), 1).numpy()  # type: ignore[arg-type]
+            q = torch.softmax(model.warm_start_policy.logits(batch.observations).double(), 1).numpy()  # type: ignore[arg-type]
+            value = model.policy.predict_values(batch.observations).flatten().numpy()  # type: ignore[arg-type]
+        wanted["rl/kl_to_init"] = float((p * np.log(p / q)).sum(1).mean())
+        wanted["train/entropy_loss"] = float((p * np.log(p)).sum(1).mean())
+        wanted["train/value_loss"] = float(((batch.returns.numpy() - value) ** 2).mean())
+        wanted["train/policy_gradient_loss"] = 0.0  # a ratio of one, and advantages with mean zero
+        wanted["train/clip_fraction"] = 0.0
+        wanted["train/loss"] = (
+            0.7 * wanted["train/value_loss"] + 0.1 * wanted["train/entropy_loss"] + 0.5 * wanted["rl/kl_to_init"]
+        )
+
+    model.learn(ROLLOUT, callback=Watch(after=work_out), reset_num_timesteps=False)
+    found = {name: model.logger.name_to_value[name] for name in wanted}
+    assert wanted["rl/kl_to_init"] > 1e-6
+    assert found == pytest.approx(wanted, rel=2e-3, abs=2e-5)
+
+
+def test_advantages_that_are_all_nothing_are_not_blown_up(made: Callable[..., PPO]) -> None:
+    """Scaled to one, rounding noise would move the actor as far as real advantages do."""
+    moved = []
+    for size in (1e-6, 1.0):
+        model = made(warm=False, n_epochs=1, ent_coef=0.0, vf_coef=0.0)
+        before = weights(model.policy)
+
+        def replace(model: PPO = model, size: float = size) -> None:
+            noise = np.random.default_rng(0).normal(size=model.rollout_buffer.advantages.shape)
+            model.rollout_buffer.advantages = (size * noise).astype(np.float32)
+
+        model.learn(ROLLOUT, callback=Watch(after=replace))
+        after = weights(model.policy)
+        moved.append(max(float((after[name] - before[name]).abs().max()) for name in before))
+    assert moved[0] < 0.1 * moved[1]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_a_loss_that_is_no_number_is_an_error(made: Callable[..., PPO]) -> None:
+    model = made(warm=False)
+    torch.nn.init.constant_(model.policy.value_net.bias, float("inf"))
+    with pytest.raises(Diverged, match=rf"PPO: the loss is .* at {ROLLOUT} steps.*learning rate"):
+        model.learn(ROLLOUT)
+
+
+# ---- save and load ----
+def test_a_saved_model_is_loaded_as_it_was(made: Callable[..., PPO], demos: Demos, tmp_path: Path) -> None:
+    model = made(critic_updates=1, kl_coef=0.4, actor_warm_up=3)
+    model.learn(3 * ROLLOUT)
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip")
+    assert isinstance(loaded.policy, HeadstartPolicy)
+    obs = as_tensors(demos.obs, "cpu")
+    assert torch.equal(loaded.policy.logits(obs), model.policy.logits(obs))
+    for name in ("critic_updates", "actor_warm_up", "kl_coef", "kl_decay", "actor_started_at", "num_timesteps"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    action, _ = loaded.predict(demos.obs, deterministic=True)  # type: ignore[arg-type]
+    np.testing.assert_equal(action, model.policy.probabilities(demos.obs).argmax(1))
+
+
+def test_a_loaded_model_can_go_on(made: Callable[..., PPO], tmp_path: Path) -> None:
+    model = made(critic_updates=1)
+    model.learn(2 * ROLLOUT)
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip", env=model.env)
+    before = weights(loaded.policy)
+    loaded.learn(ROLLOUT, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 3 * ROLLOUT
+    assert False in same(loaded.policy, before, critic=False)

@@ -1,0 +1,285 @@
+"""Reflection: the judge's loss and labels by hand, what each stage touches, what it costs, where it practises."""
+
+import dataclasses
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headstart.envs import collect, engine
+from headstart.envs.collect import branch, collect_demos, practise, replay
+from headstart.envs.errors import UsageError
+from headstart.envs.simulator import Simulator, uniform_actor
+from headstart.envs.transitions import Branches, Demos
+from headstart.envs.vector import HeadstartVecEnv, make_vec_env
+from headstart.learners import PPO, JudgeConfig, Reflection, ReflectionConfig
+from headstart.models import HeadstartPolicy
+
+ENV_ID = "MiniGrid-DoorKey-5x5-v0"
+SMALL = ReflectionConfig(
+    judge=JudgeConfig(members=2, dropout=0.1, updates=4, batch_size=6),
+    walks=2,
+    walk_steps=3,
+    rounds=2,
+    levels=3,
+    level_steps=5,
+    updates=3,
+    round_updates=2,
+    batch_size=8,
+)
+UPDATES = 2 * 4 + 3 + 2 * 2
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def demos(cache: Path) -> Demos:
+    return collect_demos(ENV_ID, 2, history=2, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def branches(demos: Demos) -> Branches:
+    return branch(demos)
+
+
+@pytest.fixture(scope="module")
+def env(cache: Path) -> HeadstartVecEnv:
+    return make_vec_env(ENV_ID, 2, history=2, n_levels=64, cache=cache)
+
+
+def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
+    extractor = {"width": 32, "channels": 8}
+    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
+    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
+
+
+def weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def with_score(score: Tensor) -> Any:
+    """A judge that gives these scores."""
+    return lambda frame, future, revisit: score[: len(frame)]
+
+
+# ---- losses ----
+def test_judge_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
+    """Two states of three futures; in the first, action 2 leads where the expert's action 0 leads."""
+    future = torch.zeros(2, 3, 50, dtype=torch.uint8)
+    future[0, 1], future[1, 0], future[1, 1] = 7, 8, 9
+    score = torch.log(torch.tensor([[1.0, 5.0, 2.0], [3.0, 4.0, 1.0]]))  # eighths
+    learner = Reflection(fresh_policy(env), SMALL)
+    frame, revisit = torch.zeros(2, 50, dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.bool)
+    loss, metrics = learner.judge_loss(with_score(score), frame, future, revisit, torch.tensor([0, 1]))
+    assert float(loss) == pytest.approx((-math.log(3 / 8) - math.log(4 / 8)) / 2)
+    assert metrics == {"reflect/judge_loss": pytest.approx(float(loss)), "reflect/judge_accuracy": 0.5}
+
+
+def test_policy_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
+    """One expert state and two of one's own, in one batch; the expert's label is smoothed, one's own is not."""
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
+    label = torch.tensor([[0.1, 0.9, 0.0], [0.0, 0.5, 0.5]])
+    config = dataclasses.replace(SMALL, label_smoothing=0.3, own_weight=2.0)
+    learner = Reflection(fresh_policy(env), config)
+    seen: list[dict[str, Tensor]] = []
+    learner.policy = SimpleNamespace(logits=lambda obs: (seen.append(obs), torch.log(p))[1])  # type: ignore[assignment]
+    expert_obs, own_obs = {"frames": torch.zeros(1, 1)}, {"frames": torch.ones(2, 1)}
+    loss, metrics = learner.policy_loss(expert_obs, torch.tensor([0]), own_obs, label)
+    assert seen[0]["frames"].flatten().tolist() == [0, 1, 1]
+    imitation = -(0.8 * math.log(0.5) + 0.1 * math.log(0.3) + 0.1 * math.log(0.2))
+    judged = -(0.1 * math.log(0.2) + 0.9 * math.log(0.7) + 0.5 * math.log(0.2) + 0.5 * math.log(0.2)) / 2
+    assert float(loss) == pytest.approx(imitation + 2 * judged)
+    assert metrics == {
+        "bc/loss": pytest.approx(imitation),
+        "bc/accuracy": 1.0,
+        "reflect/own_loss": pytest.approx(judged),
+        "reflect/own_agreement": 0.5,
+    }
+
+
+def test_labels_are_the_geometric_mean_of_the_judges(env: HeadstartVecEnv) -> None:
+    """(1/2, 1/4, 1/4) and (1/8, 1/8, 3/4) give weights 1/4, sqrt(1/32), sqrt(3/16); a temperature sharpens them."""
+    scores = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.125, 0.75]]))[:, None].expand(-1, 600, -1)
+    many = Branches(
+        obs={"frames": np.zeros((600, 1, 50), np.uint8)},
+        expert_action=np.full(600, -1),
+        action=np.zeros((600, 3, 1), np.uint8),
+        future=np.zeros((600, 3, 1, 50), np.uint8),
+        revisit=np.zeros((600, 3), np.bool_),
+        ended=np.zeros((600, 3, 1), np.bool_),
+        env_steps=1800,
+    )
+    weight = np.sqrt([1 / 16, 1 / 32, 3 / 16])
+    for temperature in (1.0, 0.5):
+        judge = dataclasses.replace(SMALL.judge, temperature=temperature)
+        learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, judge=judge))
+        learner.judges = [with_score(scores[0] + 7), with_score(scores[1])]  # scores are known up to a constant
+        label = learner.label(many)
+        wanted = weight ** (1 / temperature)
+        np.testing.assert_allclose(label, np.broadcast_to(wanted / wanted.sum(), (600, 3)), rtol=1e-5)
+
+
+def test_labels_do_not_depend_on_dropout_or_on_what_stands_beside_them(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    learner = Reflection(fresh_policy(env), SMALL)
+    learner.fit_judges(branches)
+    start = replay(demos).fork(np.tile(np.arange(len(demos)), 12))
+    own = branch(practise(start, uniform_actor(7), steps=2, rng=np.random.default_rng(0))[0])
+    assert len(own) > 512  # more than one chunk
+    label = learner.label(own)
+    np.testing.assert_allclose(label.sum(1), 1, rtol=1e-5)
+    np.testing.assert_equal(label, learner.label(own))
+    few = branch(practise(start.fork(np.arange(5)), uniform_actor(7), steps=0, rng=np.random.default_rng())[0])
+    np.testing.assert_allclose(learner.label(few), label[:5], rtol=1e-4, atol=1e-6)
+
+
+# ---- what each stage touches ----
+def test_training_the_judges_does_not_touch_the_policy(env: HeadstartVecEnv, branches: Branches) -> None:
+    policy = fresh_policy(env)
+    before, learner = weights(policy), Reflection(policy, SMALL)
+    judges = [weights(judge) for judge in learner.judges]
+    learner.fit_judges(branches)
+    assert equal(weights(policy), before)
+    assert policy.warm_start is None
+    for judge, earlier in zip(learner.judges, judges, strict=True):
+        assert not any(torch.equal(value, earlier[name]) for name, value in weights(judge).items())
+    assert not equal(*map(weights, learner.judges))  # two opinions, not one twice
+
+
+def test_training_the_policy_touches_neither_the_judges_nor_the_critic(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    policy = fresh_policy(env)
+    before, learner = weights(policy), Reflection(policy, SMALL)
+    judges = [weights(judge) for judge in learner.judges]
+    label = np.full((len(branches), 7), 1 / 7, np.float32)
+    learner.fit_policy(demos, [branches], [label], updates=3)
+    critic = {id(parameter) for parameter in policy.critic_parameters()}
+    for name, parameter in policy.named_parameters():
+        assert torch.equal(parameter, before[name]) == (id(parameter) in critic), name
+    assert all(equal(weights(judge), earlier) for judge, earlier in zip(learner.judges, judges, strict=True))
+
+
+def test_the_judge_learns_the_experts_futures_by_heart(env: HeadstartVecEnv, branches: Branches) -> None:
+    judge = JudgeConfig(members=1, dropout=0.0, updates=150, batch_size=32, learning_rate=3e-3)
+    learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, judge=judge))
+    whole = [
+        torch.as_tensor(part)
+        for part in (branches.frame, branches.future[:, :, 0], branches.revisit, branches.expert_action)
+    ]
+    with torch.no_grad():
+        _, before = learner.judge_loss(learner.judges[0], *whole)
+    learner.fit_judges(branches)
+    with torch.no_grad():
+        _, after = learner.judge_loss(learner.judges[0], *whole)
+    assert after["reflect/judge_accuracy"] > 0.9 > before["reflect/judge_accuracy"]
+    assert after["reflect/judge_loss"] < 0.3 < before["reflect/judge_loss"]
+    label = learner.label(branches)
+    same = (branches.future[:, :, 0] == branches.future[np.arange(len(branches)), branches.expert_action, :1]).all(2)
+    assert (label * same).sum(1).mean() > 0.8
+
+
+def test_the_policy_takes_over_the_judgement(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    """Where the label is one's own alone, the policy comes to it: the states and labels are not mixed up."""
+    policy = fresh_policy(env)
+    config = dataclasses.replace(SMALL, batch_size=48, learning_rate=3e-3, label_smoothing=0.0)
+    label = np.eye(7, dtype=np.float32)[demos.action]  # the expert's states once more, judged as the expert would
+    Reflection(policy, config).fit_policy(demos, [branches], [label], updates=120)
+    assert (policy.probabilities(demos.obs).argmax(1) == demos.action).mean() > 0.95
+
+
+# ---- all of it ----
+def test_what_a_fit_costs_is_counted(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    stepped, step = [], engine.step
+
+    def counted(rows: np.ndarray, action: np.ndarray) -> Any:
+        stepped.append(len(rows))
+        return step(rows, action)
+
+    monkeypatch.setattr(engine, "step", counted)
+    logged: list[int] = []
+    learner = Reflection(fresh_policy(env), SMALL, log=lambda update, metrics: logged.append(update))
+    fitted = learner.fit(demos, branches, env)
+    assert fitted.env_steps == sum(stepped) - len(demos)  # but for the replay of the demonstrations
+    assert fitted.updates == UPDATES
+    assert not logged  # every 50 updates
+    assert learner.policy.warm_start == "reflect"
+    assert {"reflect/judge_loss", "reflect/own_loss", "bc/loss"} <= fitted.metrics.keys()
+    many = dataclasses.replace(SMALL, updates=60, rounds=0)
+    Reflection(fresh_policy(env), many, log=lambda update, metrics: logged.append(update)).fit(demos, branches, env)
+    assert logged == [50]
+
+
+def test_it_practises_around_the_demonstrations_then_on_fresh_levels(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    practised: list[tuple[Simulator, int]] = []
+
+    def watched(start: Simulator, actor: Any, *, steps: int, rng: np.random.Generator) -> Any:
+        practised.append((start.fork(), steps))
+        return practise(start, actor, steps=steps, rng=rng)
+
+    monkeypatch.setattr(collect, "practise", watched)
+    asked: list[int] = []
+    fresh = SimpleNamespace(fresh=lambda n, rng: (asked.append(n), env.fresh(n, rng))[1])
+    Reflection(fresh_policy(env), SMALL).fit(demos, branches, fresh)
+    (around, walk_steps), *rounds = practised
+    np.testing.assert_equal(
+        np.unique(around.state_hash(), return_counts=True),
+        np.unique(np.repeat(demos.state_hash, 2), return_counts=True),
+    )
+    assert walk_steps == 3
+    assert asked == [3, 3]
+    assert [(len(start), start.t.max(), steps) for start, steps in rounds] == [(3, 0, 5)] * 2
+    assert set(rounds[0][0].state_hash()) != set(rounds[1][0].state_hash())
+
+
+def test_the_expert_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    def asked(*arguments: Any) -> None:
+        raise AssertionError("the expert was asked")
+
+    monkeypatch.setattr(collect, "expert_for", asked)
+    learner, fitted = Reflection(fresh_policy(env), SMALL), []
+    fit_policy = learner.fit_policy
+    monkeypatch.setattr(
+        learner, "fit_policy", lambda d, own, labels, n: (fitted.extend(own), fit_policy(d, own, labels, n))[1]
+    )
+    learner.fit(demos, branches, env)
+    assert fitted
+    assert all((own.expert_action == -1).all() for own in fitted)
+
+
+def test_the_seed_decides(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    outcomes = []
+    for noise, seed in ((0, 1), (5, 1), (0, 2)):
+        policy = fresh_policy(env)
+        torch.manual_seed(noise)
+        fitted = Reflection(policy, SMALL, seed=seed).fit(demos, branches, env)
+        outcomes.append((weights(policy), fitted))
+    assert equal(outcomes[0][0], outcomes[1][0])
+    assert outcomes[0][1] == outcomes[1][1]
+    assert not equal(outcomes[0][0], outcomes[2][0])
+
+
+def test_it_needs_branches_and_a_place_to_practise(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    learner = Reflection(fresh_policy(env), SMALL)
+    for missing in ((), (branches,), (None, env)):
+        with pytest.raises(UsageError, match=r"fit\(demos, branches, practise\)"):
+            learner.fit(demos, *missing)
