@@ -122,10 +122,10 @@ class Run:
         """What decides the result of this run: the other arms do not."""
         experiment, arm = dataclasses.asdict(self.experiment), self.experiment.arms[self.arm]
         del experiment["arms"]
-        rl = experiment.pop("rl") if arm.rl else None
+        rl = experiment.pop("rl")
         learner = None if arm.learner is None else {type(arm.learner).__name__: dataclasses.asdict(arm.learner)}
         config = {**experiment, "arm": self.arm, "seed": self.seed, "learner": learner, "memory": arm.memory}
-        return config if rl is None else {**config, "rl": rl}
+        return {**config, "rl": rl} if arm.rl else config
 
 
 def run_arm(run: Run) -> dict[str, Any]:
@@ -255,6 +255,7 @@ def fine_tune(run: Run, model: PPO, spent: int) -> dict[str, Any]:
             return True
 
     model.set_logger(log.logger())
+    model.set_random_seed(run.seed)  # the fit has drawn random numbers too, unless it was done by an earlier run
     model.learn(rl.steps, callback=Curve())
     measure(model.num_timesteps)
     log.close()

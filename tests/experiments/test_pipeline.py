@@ -1,0 +1,436 @@
+"""The pipeline: same seed, same bytes; killed anywhere, it goes on to the same bytes; no reward is read before RL."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headstart.envs import collect, engine, storage
+from headstart.envs.errors import Busy, DataError, UsageError
+from headstart.envs.levels import bank, import_seeds, level_hash
+from headstart.envs.simulator import GridStates, Simulator
+from headstart.experiments import pipeline
+from headstart.experiments.pipeline import RL, Arm, Experiment, Run, run_all, run_arm
+from headstart.experiments.runlog import read_rows
+from headstart.learners import PPO, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig
+
+BC = BCConfig(updates=6, batch_size=8)
+IWM = IWMConfig(updates=4, batch_size=8, bc=BC)
+REFLECT = ReflectionConfig(
+    judge=JudgeConfig(members=1, dropout=0.3, updates=52, batch_size=4),
+    walks=1,
+    walk_steps=2,
+    rounds=1,
+    levels=3,
+    level_steps=6,
+    updates=4,
+    round_updates=3,
+    batch_size=8,
+)
+TINY = Experiment(
+    name="tiny",
+    env_id="MiniGrid-DoorKey-5x5-v0",
+    demos=2,
+    horizon=40,
+    history=2,
+    arms={
+        "scratch": Arm(None, memory=0, rl=True),
+        "bc": Arm(BC, memory=0, rl=True),
+        "iwm": Arm(IWM, memory=1, rl=False),
+        "reflect": Arm(REFLECT, memory=2, rl=True),
+    },
+    rl=RL(
+        steps=3 * 128,
+        n_envs=8,
+        eval_every=128,
+        settings={"n_steps": 16, "batch_size": 64, "n_epochs": 2, "critic_updates": 1, "actor_warm_up": 2},
+    ),
+    branch_horizon=2,
+    train_levels=64,
+    validation_levels=6,
+    test_levels=12,
+)
+VOLATILE = {"versions.json"}  # packages, commit and command line; and TensorBoard's events: host, process and time
+REPORTED = {"env", "arm", "seed", "success_sampled", "success_greedy", "episodes", "env_steps", "updates"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def levels_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADSTART_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def contents(directory: Path) -> dict[str, Any]:
+    """Everything below a directory that must repeat itself: file bytes, and manifests without volatile entries."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        name = str(path.relative_to(directory))
+        if path.name == storage.MANIFEST:
+            found[name] = {k: v for k, v in json.loads(path.read_text())["artefacts"].items() if k not in VOLATILE}
+        elif path.name not in VOLATILE and not path.name.startswith("events.out.tfevents."):
+            found[name] = path.read_bytes()
+    return found
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+
+
+def run(out: Path, arm: str = "reflect", experiment: Experiment = TINY, seed: int = 0) -> dict[str, Any]:
+    return run_arm(Run(experiment, arm, seed, out))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All arms, run to their end."""
+    out = tmp_path_factory.mktemp("finished")
+    for arm in TINY.arms:
+        run(out, arm)
+    return out
+
+
+# ---- what a run leaves ----
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    for arm, settings in TINY.arms.items():
+        directory = finished / "tiny" / arm / "seed0"
+        names = {"config.json", "versions.json", "evaluation.json", "summary.json"}
+        names |= {"warm_start.safetensors", "warm_start.json", "metrics.csv"} if settings.learner else set()
+        after_rl = {"policy.safetensors", "curve.json", "rl.csv", "evaluation_after_rl.json"}
+        names |= after_rl if settings.rl else set()
+        found = {p.name for p in directory.iterdir() if not p.name.startswith("events.out.tfevents.")}
+        assert found == names | {storage.MANIFEST}
+        assert all(storage.exists(directory / name) for name in names)
+        assert list(directory.glob("events.out.tfevents.*"))
+        summary = storage.load_json(directory / "summary.json", kind="summary", schema=1)
+        assert summary.keys() >= REPORTED
+        assert (summary["arm"], summary["seed"], summary["episodes"]) == (arm, 0, TINY.test_levels)
+
+
+def test_steps_and_updates_add_up(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Alternatives, own states and RL steps are all counted, and the curve starts at those spent before RL."""
+    rows = {
+        arm: storage.load_json(finished / "tiny" / arm / "seed0" / "summary.json", kind="summary", schema=1)
+        for arm in TINY.arms
+    }
+    assert [rows[arm]["updates"] for arm in TINY.arms] == [0, 6, 4 + 6, 52 + 4 + 3]
+    assert rows["scratch"]["env_steps"] == rows["bc"]["env_steps"] == 384  # demonstrations are the expert's
+    assert rows["bc"]["expert_steps"] == rows["reflect"]["expert_steps"] > 0
+    demos = collect.load_demos(Run(TINY, "bc", 0, finished).demos_path, history=TINY.history)
+    branches = collect.branch(demos, horizon=2, rng=np.random.default_rng([0, 0xB2]))
+    assert rows["iwm"]["env_steps"] == branches.env_steps
+    assert rows["reflect"]["env_steps"] > branches.env_steps + 384
+    for arm in ("scratch", "bc", "reflect"):
+        curve = storage.load_json(finished / "tiny" / arm / "seed0" / "curve.json", kind="curve", schema=1)
+        spent = rows[arm]["env_steps"] - 384
+        assert [point["env_steps"] - spent for point in curve] == [0, 128, 256, 384]
+        assert [point["rl_steps"] for point in curve] == [0, 128, 256, 384]
+        logged = read_rows(finished / "tiny" / arm / "seed0" / "rl.csv", kind="metrics")
+        success = [(int(r["step"]), float(r["value"])) for r in logged if r["tag"] == "eval/success_rate"]
+        assert success == [(point["env_steps"], point["success"]) for point in curve]
+    moved = [
+        p["actor_has_moved"]
+        for p in storage.load_json(finished / "tiny" / "bc" / "seed0" / "curve.json", kind="curve", schema=1)
+    ]
+    assert moved == [True, False, True, True]  # the warm start itself; then the critic alone
+
+
+def test_all_arms_of_a_seed_share_their_demonstrations(finished: Path) -> None:
+    assert [path.name for path in (finished / "tiny" / "demos").iterdir()] == ["seed0"]
+    digest = storage.digest(Run(TINY, "bc", 0, finished).demos_path)
+    for arm in ("bc", "iwm", "reflect"):
+        fit = storage.load_json(finished / "tiny" / arm / "seed0" / "warm_start.json", kind="fit", schema=1)
+        assert fit["demos"] == digest
+
+
+def test_no_level_is_in_two_roles(finished: Path) -> None:
+    demos = collect.load_demos(Run(TINY, "bc", 0, finished).demos_path, history=TINY.history)
+    used = {"demonstrated": set(level_hash(import_seeds(TINY.env_id, demos.seed.tolist()).rows))}
+    used |= {
+        s: set(level_hash(bank(TINY.env_id, s, getattr(TINY, f"{s}_levels")).rows))
+        for s in ("train", "validation", "test")
+    }
+    assert not (used["demonstrated"] | used["train"]) & used["validation"]
+    assert not (used["demonstrated"] | used["train"] | used["validation"]) & used["test"]
+    assert all(used.values())
+
+
+# ---- same seed, same bytes ----
+@pytest.mark.parametrize("arm", TINY.arms)
+def test_same_seed_same_bytes(finished: Path, tmp_path: Path, arm: str) -> None:
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    torch.randn(7)
+    run(tmp_path, arm)
+    again, before = contents(tmp_path), contents(finished)
+    assert_same(again, {name: before[name] for name in again})
+    assert len(again) > 5
+
+
+def test_another_seed_other_bytes(finished: Path, tmp_path: Path) -> None:
+    run(tmp_path, "bc", seed=1)
+    for name in ("demos/seed{}/demos.npz", "bc/seed{}/warm_start.safetensors", "bc/seed{}/policy.safetensors"):
+        one, other = ((out / "tiny" / name.format(seed)).read_bytes() for out, seed in ((finished, 0), (tmp_path, 1)))
+        assert one != other, name
+
+
+def test_a_finished_run_is_not_repeated(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(finished)
+    for owner, name in ((pipeline, "collect_demos"), (pipeline, "evaluate"), (PPO, "learn")):
+        monkeypatch.setattr(owner, name, never)
+    monkeypatch.setattr(pipeline, "LEARNERS", {})
+    for arm in TINY.arms:
+        summary = storage.load_json(finished / "tiny" / arm / "seed0" / "summary.json", kind="summary", schema=1)
+        assert run(finished, arm) == summary
+    assert_same(contents(finished), before)
+
+
+def never(*arguments: Any, **options: Any) -> None:
+    raise AssertionError("this had been done before")
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after this line was executed."""
+
+
+STEPS = [
+    *("config.json", "versions.json", "demos.npz", "metrics.csv", "warm_start.safetensors", "warm_start.json"),
+    *("evaluation.json", "rl.csv", "curve.json", "policy.safetensors", "evaluation_after_rl.json", "summary.json"),
+]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    commit = storage._commit
+
+    def killed(path: Path, *arguments: Any) -> None:
+        if Path(path).name == name:
+            raise Killed
+        commit(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_commit", killed)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    assert not (tmp_path / "tiny" / "reflect" / "seed0" / name).exists()
+    run(tmp_path)
+    again, before = contents(tmp_path), contents(finished)
+    assert_same(again, {n: v for n, v in before.items() if n.startswith(("tiny/demos", "tiny/reflect"))})
+
+
+def test_killed_while_it_learns_it_goes_on_to_the_same_bytes(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train = PPO.train
+
+    def killed_later(model: PPO) -> None:
+        if model.num_timesteps > 128:
+            raise Killed
+        train(model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "train", killed_later)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    run(tmp_path)
+    again, before = contents(tmp_path), contents(finished)
+    assert_same(again, {n: v for n, v in before.items() if n.startswith(("tiny/demos", "tiny/reflect"))})
+
+
+# ---- settings that change ----
+def changed(**changes: Any) -> Experiment:
+    return dataclasses.replace(TINY, **changes)
+
+
+def with_arm(name: str, **changes: Any) -> Experiment:
+    return changed(arms={**TINY.arms, name: dataclasses.replace(TINY.arms[name], **changes)})
+
+
+@pytest.mark.parametrize(
+    ("experiment", "told"),
+    [
+        (changed(horizon=41), "horizon: 40 -> 41"),
+        (changed(test_levels=13), "test_levels: 12 -> 13"),
+        (changed(env_id="MiniGrid-DoorKey-6x6-v0"), "env_id: MiniGrid-DoorKey-5x5-v0 -> MiniGrid-DoorKey-6x6-v0"),
+        (changed(rl=dataclasses.replace(TINY.rl, steps=128)), "rl.steps: 384 -> 128"),
+        (
+            changed(rl=dataclasses.replace(TINY.rl, settings={**TINY.rl.settings, "n_epochs": 3})),
+            "rl.settings.n_epochs: 2 -> 3",
+        ),
+        (
+            changed(rl=dataclasses.replace(TINY.rl, settings={**TINY.rl.settings, "gamma": 0.9})),
+            "rl.settings.gamma: - -> 0.9",
+        ),
+        (with_arm("bc", memory=1), "memory: 0 -> 1"),
+        (with_arm("bc", learner=dataclasses.replace(BC, label_smoothing=0.25)), "label_smoothing: 0.1 -> 0.25"),
+        (with_arm("bc", learner=IWM), "IWMConfig.changed_weight: - -> "),
+    ],
+)
+def test_another_configuration_is_refused_and_the_difference_named(
+    finished: Path, experiment: Experiment, told: str
+) -> None:
+    before = contents(finished)
+    with pytest.raises(UsageError, match="another configuration") as refusal:
+        run(finished, "bc", experiment)
+    assert told in str(refusal.value)
+    for words in (str(finished / "tiny" / "bc" / "seed0"), "--fresh", "--out"):
+        assert words in str(refusal.value)
+    assert str(refusal.value).count("->") == 1 or "IWM" in told
+    assert_same(contents(finished), before)
+
+
+def test_another_arms_settings_are_no_difference(finished: Path) -> None:
+    before = contents(finished)
+    run(finished, "bc", with_arm("reflect", memory=0))
+    run(finished, "iwm", changed(rl=RL(steps=5)))  # it has no RL
+    assert_same(contents(finished), before)
+
+
+def test_without_rl_first_and_with_rl_later(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    summary = run(tmp_path, "reflect", with_arm("reflect", rl=False))
+    assert summary["rl_steps"] == 0
+    assert not (tmp_path / "tiny" / "reflect" / "seed0" / "policy.safetensors").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "LEARNERS", {})  # the fit is not repeated
+        run(tmp_path, "reflect")
+    again, before = contents(tmp_path), contents(finished)
+    assert_same(again, {n: v for n, v in before.items() if n.startswith(("tiny/demos", "tiny/reflect"))})
+
+
+def test_with_rl_first_and_without_rl_later(finished: Path, tmp_path: Path) -> None:
+    run(tmp_path, "bc")
+    before = contents(tmp_path)
+    run(tmp_path, "bc", with_arm("bc", rl=False))
+    directory = Path("tiny/bc/seed0")
+    left = [name for name, value in contents(tmp_path).items() if value != before[name]]
+    assert set(left) <= {str(directory / "summary.json"), str(directory / storage.MANIFEST)}
+    other = dataclasses.replace(TINY.rl, steps=128)
+    with pytest.raises(UsageError, match=r"rl\.steps: 384 -> 128"):
+        run(tmp_path, "bc", changed(rl=other))
+    run(tmp_path, "bc")
+    assert_same(contents(tmp_path), before)
+
+
+def test_other_demonstrations_are_refused(finished: Path, tmp_path: Path) -> None:
+    run(tmp_path, "bc")
+    path = Run(TINY, "bc", 0, tmp_path).demos_path
+    demos = collect.collect_demos(TINY.env_id, 2, seed=7, history=2, horizon=40)
+    collect.save_demos(path, demos)
+    with pytest.raises(DataError, match=r"fitted to other demonstrations.*--fresh"):
+        run(tmp_path, "bc")
+    collect.save_demos(path, collect.collect_demos(TINY.env_id, 3, seed=0, history=2, horizon=40))
+    with pytest.raises(DataError, match=r"holds 3 demonstrations.*wants 2 .*--fresh"):
+        run(tmp_path, "bc")
+
+
+def test_a_damaged_artefact_is_refused_by_name(tmp_path: Path) -> None:
+    run(tmp_path, "iwm")
+    weights = tmp_path / "tiny" / "iwm" / "seed0" / "warm_start.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(DataError, match=r"warm_start\.safetensors.*Delete it and run the same command again"):
+        run(tmp_path, "iwm")
+    weights.unlink()
+    run(tmp_path, "iwm")  # as it says
+
+
+def test_a_directory_has_one_writer(tmp_path: Path) -> None:
+    with storage.lock(tmp_path / "tiny" / "bc" / "seed0"), pytest.raises(Busy, match="is writing here"):
+        run(tmp_path, "bc")
+
+
+# ---- no reward before RL ----
+def test_reward_is_not_read_before_rl_and_success_in_evaluation_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def asked(*arguments: Any) -> None:
+        raise Asked
+
+    pipeline.demonstrate(Run(TINY, "bc", 0, tmp_path))  # the recorder may know that the expert has succeeded
+    for owner in (engine, GridStates, Simulator):
+        for name in ("reward", "succeeded", "success"):
+            if hasattr(owner, name):
+                monkeypatch.setattr(owner, name, asked)
+    for arm in ("bc", "iwm", "reflect"):
+        with pytest.raises(Asked):  # by the evaluation that follows the fit
+            run(tmp_path, arm)
+        directory = tmp_path / "tiny" / arm / "seed0"
+        assert storage.exists(directory / "warm_start.safetensors")
+        assert not (directory / "evaluation.json").exists()
+
+
+# ---- all arms ----
+def some_arms(**more: Arm) -> Experiment:
+    return changed(arms={"bc": TINY.arms["bc"], **more, "reflect": TINY.arms["reflect"]})
+
+
+def test_an_arm_that_fails_does_not_stop_the_others_nor_change_a_byte(finished: Path, tmp_path: Path) -> None:
+    """What a pool of processes writes is what one process writes."""
+    impossible = Arm(BC, memory=9, rl=False)  # it looks further back than its observations
+    with pytest.raises(ValueError, match="memory=9"):
+        run_all(some_arms(impossible=impossible), (0,), tmp_path, device="cpu", processes=2)
+    again, before = contents(tmp_path), contents(finished)
+    assert_same(again, {name: before.get(name) for name in again} | impossible_files(again))
+    assert not (tmp_path / "tiny" / "impossible" / "seed0" / "summary.json").exists()
+    assert len(again) > 20
+
+
+def impossible_files(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name.startswith("tiny/impossible")}
+
+
+@pytest.mark.slow
+def test_summaries_come_in_the_order_of_seeds_and_arms(tmp_path: Path) -> None:
+    summaries = run_all(some_arms(), (1, 0), tmp_path, device="cpu", processes=2)
+    assert [(s["seed"], s["arm"]) for s in summaries] == [(1, "bc"), (1, "reflect"), (0, "bc"), (0, "reflect")]
+    for s in summaries:
+        path = tmp_path / "tiny" / s["arm"] / f"seed{s['seed']}" / "summary.json"
+        assert storage.load_json(path, kind="summary", schema=1) == s
+
+
+def test_fresh_starts_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(pipeline, "_in_processes", lambda runs, processes: ran.extend(r.arm for r in runs))
+    run(tmp_path, "bc")
+    other = changed(horizon=30)
+    with pytest.raises(DataError, match="--fresh"):
+        run_all(other, (0,), tmp_path, device="cpu", processes=1)
+    run_all(other, (0,), tmp_path, device="cpu", processes=1, fresh=True)
+    assert ran == list(TINY.arms)
+    assert {p.name for p in (tmp_path / "tiny" / "bc" / "seed0").iterdir()} <= {storage.MANIFEST}
+    assert collect.load_demos(Run(TINY, "bc", 0, tmp_path).demos_path).horizon == 30
+    assert run(tmp_path, "bc", other)["arm"] == "bc"
+
+
+def test_progress_goes_from_nothing_to_all(tmp_path: Path) -> None:
+    shares: list[float] = []
+    progress: Callable[[float], None] = shares.append
+    run_arm(Run(TINY, "reflect", 0, tmp_path, progress=progress))
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] == 1.0
+    assert len(shares) > 4
+
+
+def test_the_plan_says_what_is_going_to_happen() -> None:
+    text = pipeline.plan(TINY, (0, 1), processes=2)
+    for words in ("tiny", TINY.env_id, "2 demonstrations", "12 test episodes", "40 steps", "seeds 0, 1", "minute"):
+        assert words in text
+    for arm, updates in (
+        ("bc", "6 updates"),
+        ("iwm", "10 updates"),
+        ("reflect", "59 updates"),
+        ("scratch", "no warm start"),
+    ):
+        line = next(line for line in text.splitlines() if line.split()[0] == arm)
+        assert updates in line
+        assert ("PPO for 384 steps" in line) == TINY.arms[arm].rl
