@@ -1,0 +1,74 @@
+"""The README's snippet runs as printed; here with smaller numbers, so that it takes seconds."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headstart.learners import JudgeConfig, ReflectionConfig
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+SMALL = ReflectionConfig(
+    judge=JudgeConfig(updates=5),
+    walks=1,
+    walk_steps=2,
+    rounds=1,
+    levels=4,
+    level_steps=8,
+    updates=5,
+    round_updates=5,
+)
+CUT_DOWN = {
+    r'"MiniGrid-DoorKey-8x8-v0"': "ENV_ID",
+    r"n_envs=\d+": "n_envs=8, n_levels=64",
+    r"episodes=\d+": "episodes=2",
+    r"Reflection\(model\.policy\)": "Reflection(model.policy, SMALL)",
+    r"model\.learn\([\d_]+\)": "model.learn(512)",
+}
+
+
+def snippet() -> str:
+    """The first block of Python in the README."""
+    block = re.search(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    assert block, f"{README} has no ```python block: it should show the library in about ten lines."
+    return block[1]
+
+
+def cut_down(code: str, sizes: dict[str, str]) -> str:
+    for printed, smaller in sizes.items():
+        code, found = re.subn(printed, smaller, code)
+        assert found, f"the snippet of {README} has nothing like {printed!r}: adapt CUT_DOWN in {__file__} to it."
+    return code
+
+
+def execute(code: str, monkeypatch: pytest.MonkeyPatch, cache: Path, **names: Any) -> dict[str, Any]:
+    monkeypatch.setenv("HEADSTART_CACHE", str(cache))
+    monkeypatch.chdir(cache)
+    exec(compile(code, f"{README} (snippet)", "exec"), names)  # noqa: S102 - our own README
+    assert not list(cache.glob("*.zip")), "the snippet leaves files behind"
+    return names
+
+
+def test_it_is_about_ten_lines() -> None:
+    assert 5 <= len([line for line in snippet().splitlines() if line.strip()]) <= 14
+
+
+@pytest.mark.parametrize("env_id", ["MiniGrid-DoorKey-5x5-v0", "BabyAI-GoToObjS6-v1"])
+def test_the_snippet_runs(env_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With any environment that has an expert."""
+    names = execute(cut_down(snippet(), CUT_DOWN), monkeypatch, tmp_path, ENV_ID=env_id, SMALL=SMALL)
+    model, demos, branches = names["model"], names["demos"], names["branches"]
+    assert model.policy.warm_start == "reflect"
+    assert model.num_timesteps >= 512
+    assert len(demos.length) == 2
+    assert len(branches) == len(demos)
+    np.testing.assert_equal(branches.expert_action, demos.action)
+
+
+@pytest.mark.slow
+def test_the_snippet_runs_as_printed_but_for_ppo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fewer_steps = {r"model\.learn\([\d_]+\)": "model.learn(8_192)"}
+    names = execute(cut_down(snippet(), fewer_steps), monkeypatch, tmp_path)
+    assert names["model"].policy.warm_start == "reflect"
