@@ -111,9 +111,7 @@ def _import(target: str, module: str) -> None:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise EnvironmentFailed(
-                f"{target}: importing {module} needs {error.name}: install it."
-            ) from error
+            raise EnvironmentFailed(f"{target}: importing {module} needs {error.name}: install it.") from error
         raise UsageError(
             f"{target}: there is no module {error.name}, neither installed nor in {here}. "
             "Start the command in the directory that has it, or install it."
@@ -170,9 +168,7 @@ def _report_engine(env: gymnasium.Env) -> bool:
 
 def _report_fork(fork: ForkReport) -> None:
     rewards = "rewards too" if fork.rewards_compared else "rewards left out, which are not numbers"
-    _line(
-        "repeats", f"yes: {fork.episodes} episodes of random actions, played twice, were the same ({rewards})"
-    )
+    _line("repeats", f"yes: {fork.episodes} episodes of random actions, played twice, were the same ({rewards})")
     _line("fork", f"by {fork.mode}, the fastest way that was exact from {fork.states} states")
     for mode in MODES:
         if mode in fork.refused:
@@ -197,7 +193,5 @@ def _report_next(target: str, mode: str, compiled: bool) -> None:
             f'states = CopiedStates(load_target("{target}"), seeds=range(64), mode="{mode}")',
         ]
         if compiled:
-            code.insert(
-                0, "# gymnasium.register() it: an environment that has an id can be run by the engine"
-            )
+            code.insert(0, "# gymnasium.register() it: an environment that has an id can be run by the engine")
     _line("next", "\n".join([*code, "simulator = Simulator(states, history=4, horizon=200)"]))

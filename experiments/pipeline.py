@@ -54,11 +54,11 @@ LearnerConfig = BCConfig | IWMConfig | ReflectionConfig
 class RL:
     """Fine-tuning with PPO. ``settings`` go to learners.PPO as they are."""
 
-    steps: int = 300_000
+    steps: int = 150_000
     """Environment steps."""
     n_envs: int = 64
     """Episodes in lockstep."""
-    eval_every: int = 20_000
+    eval_every: int = 10_000
     """Steps between two points of the curve."""
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -85,7 +85,7 @@ class Experiment:
     arms: dict[str, Arm]
     rl: RL
     branch_horizon: int = 4
-    """Steps of a branch: each action, then the agent's own."""
+    """Steps of a branch for the world model: each action, then the agent's own."""
     train_levels: int = 8192
     validation_levels: int = 300
     """Levels on which curves are drawn; test levels are played once, after the fit."""
@@ -190,13 +190,14 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
         _load_policy(model, weights)
         return cost
     log = RunLog(run.directory, "warm_start")
-    total = _updates(learner_config)
+    total = updates_of(learner_config)
 
     def report(update: int, metrics: dict[str, float]) -> None:
         log(update, {name if name.startswith("reflect/") else f"pretrain/{name}": v for name, v in metrics.items()})
         run.progress(update / total * _seconds(run.experiment, run.arm)[0] / sum(_seconds(run.experiment, run.arm)))
 
-    branches = branch(demos, horizon=run.experiment.branch_horizon, rng=np.random.default_rng([run.seed, 0xB2]))
+    horizon = run.experiment.branch_horizon if isinstance(learner_config, IWMConfig) else 1  # a judge reads one step
+    branches = branch(demos, horizon=horizon, rng=np.random.default_rng([run.seed, 0xB2]))
     learner = LEARNERS[type(learner_config)](model.policy, learner_config, seed=run.seed, log=report)  # type: ignore[arg-type]
     fitted = learner.fit(demos, branches, model.env)  # type: ignore[arg-type]
     looked = branches.env_steps if not isinstance(learner_config, BCConfig) else 0
@@ -365,7 +366,7 @@ def _versions(run: Run) -> dict[str, Any]:
     }
 
 
-def _updates(config: LearnerConfig) -> int:
+def updates_of(config: LearnerConfig) -> int:
     """Gradient updates that a fit will make, judge included."""
     match config:
         case BCConfig():
@@ -385,7 +386,7 @@ def _seconds(experiment: Experiment, name: str) -> tuple[float, float]:
     """Estimated seconds of an arm's fit and test, and of its PPO."""
     arm = experiment.arms[name]
     per_update = _SECONDS_PER_UPDATE.get(type(arm.learner), 0.0)  # type: ignore[arg-type]
-    fit = per_update * _updates(arm.learner) if arm.learner else 0.0
+    fit = per_update * updates_of(arm.learner) if arm.learner else 0.0
     return fit + 3.0, experiment.rl.steps / _RL_STEPS_PER_SECOND if arm.rl else 0.0
 
 
@@ -398,7 +399,7 @@ def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     ]
     for name, arm in experiment.arms.items():
-        fit = f"{_updates(arm.learner):,} updates without reward" if arm.learner else "no warm start"
+        fit = f"{updates_of(arm.learner):,} updates without reward" if arm.learner else "no warm start"
         lines.append(f"  {name:10} {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
     seconds = [sum(_seconds(experiment, name)) for name in experiment.arms] * len(seeds)
     minutes = max(1, round(max(sum(seconds) / processes, *seconds) / 60))

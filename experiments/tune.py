@@ -36,12 +36,11 @@ def score(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
     torch.set_num_threads(1)
     env = make_vec_env(
         experiment.env_id,
-        n_envs=1,
         n_levels=experiment.train_levels,
         history=experiment.history,
         horizon=experiment.horizon,
     )
-    model = PPO(env=env, seed=seed, policy_kwargs={"features_extractor_kwargs": {"memory": arm.memory}}, n_steps=2)
+    model = PPO(env=env, seed=seed, policy_kwargs={"features_extractor_kwargs": {"memory": arm.memory}})
     demos = collect_demos(
         experiment.env_id, experiment.demos, seed=seed, history=experiment.history, horizon=experiment.horizon
     )
@@ -71,7 +70,9 @@ def try_all(experiment: Experiment, arms: list[Arm], processes: int) -> list[dic
             results = np.array([future.result() for future in futures])  # (seeds, 2)
             sampled, greedy = results.mean(0)
             settings = {"memory": arm.memory, **flat(vars(arm.learner))}
-            rows.append({**settings, "success_sampled": round(sampled, 4), "success_greedy": round(greedy, 4)})
+            rows.append(
+                {**settings, "success_sampled": round(float(sampled), 4), "success_greedy": round(float(greedy), 4)}
+            )
             print(rows[-1], flush=True)
     return rows
 

@@ -40,7 +40,7 @@ __all__ = ["JudgeConfig", "Reflection", "ReflectionConfig"]
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    members: int = 3
+    members: int = 5
     """Judges whose preferences are averaged: one alone is confident where it has seen nothing."""
     dropout: float = 0.3
     """On the judges' last hidden layer."""
@@ -62,7 +62,7 @@ class ReflectionConfig:
     """How the judge is trained and read."""
     walks: int = 1
     """Random walks from every expert state before the first fit."""
-    walk_steps: int = 4
+    walk_steps: int = 2
     """Steps of each of these walks."""
     rounds: int = 2
     """Rounds of practice on fresh levels with the policy so far."""
@@ -210,10 +210,12 @@ class Reflection:
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
         judged = self.fit_judges(branches)
 
-        expert_states = collect.replay(demos)
-        around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
-        own = [self._practise(around, uniform_actor(around.n_actions), c.walk_steps, rng)]
-        labels = [self.label(own[0])]
+        own, labels = [branches], [self.label(branches)]  # the expert's states, which have been branched already
+        around = collect.replay(demos).fork(np.repeat(np.arange(len(demos)), c.walks))
+        wander = uniform_actor(around.n_actions)
+        self.env_steps += around.step(wander(around.observe(), rng))  # away from there
+        own.append(self._practise(around, wander, c.walk_steps - 1, rng))
+        labels.append(self.label(own[-1]))
         metrics = self.fit_policy(demos, own, labels, c.updates)
         for _ in range(c.rounds):
             fresh = practise.fresh(c.levels, rng)
