@@ -142,7 +142,7 @@ def run_arm(run: Run) -> dict[str, Any]:
         scores = evaluate_policy(run, model, "evaluation.json")
         _describe(run, scores, cost["env_steps"])
         summary = {"env": experiment.name, "arm": run.arm, "seed": run.seed, **scores, **cost, "rl_steps": 0}
-        if arm.rl:
+        if arm.rl or storage.exists(directory / "policy.safetensors"):  # --no-rl does not undo what was done
             curve = fine_tune(run, model, cost["env_steps"])
             after = evaluate_policy(run, model, "evaluation_after_rl.json")
             summary |= {f"rl_{name}": after[name] for name in ("success_sampled", "success_greedy")}

@@ -8,7 +8,7 @@
     2. Practise. The agent acts by itself, first around the demonstrations, then (its policy by now) on fresh
                  levels. In every state it reaches it tries all its actions.
     3. Label.    q(a | s) = softmax_a J(s, s'_a), over futures that were really executed.
-    4. Learn.    L = -log pi(a_i | s_i)  +  KL(q || pi)  over the agent's own states.
+    4. Learn.    L = -log pi(a_i | s_i)  -  w sum_a q(a | s) log pi(a | s)   over expert's and own states.
                  Then practise again with the better policy.
 
 No reward is used and the expert is not asked again. arXiv 2510.08558 (Eq. 4) lets a language model verbalise the
@@ -211,11 +211,12 @@ class Reflection:
         judged = self.fit_judges(branches)
 
         own, labels = [branches], [self.label(branches)]  # the expert's states, which have been branched already
-        around = collect.replay(demos).fork(np.repeat(np.arange(len(demos)), c.walks))
-        wander = uniform_actor(around.n_actions)
-        self.env_steps += around.step(wander(around.observe(), rng))  # away from there
-        own.append(self._practise(around, wander, c.walk_steps - 1, rng))
-        labels.append(self.label(own[-1]))
+        if c.walks:
+            around = collect.replay(demos).fork(np.repeat(np.arange(len(demos)), c.walks))
+            wander = uniform_actor(around.n_actions)
+            self.env_steps += around.step(wander(around.observe(), rng))  # away from there
+            own.append(self._practise(around, wander, c.walk_steps - 1, rng))
+            labels.append(self.label(own[-1]))
         metrics = self.fit_policy(demos, own, labels, c.updates)
         for _ in range(c.rounds):
             fresh = practise.fresh(c.levels, rng)
