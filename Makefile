@@ -1,5 +1,6 @@
 # make run    set everything up in .venv, then run the main job: a warm start for MiniGrid-DoorKey-8x8
 # make test   set everything up in .venv, then run the tests
+# make bench  measure the engine against Python minigrid, Stable-Baselines3 and imitation: some minutes on one core
 #
 # Setting up is repeated only when pyproject.toml or constraints.txt changes.
 
@@ -11,7 +12,7 @@ READY := .venv/ready
 # Several processes share the cores: more threads in each only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-all lint format setup clean
+.PHONY: run test test-all bench lint format setup clean
 
 run: $(READY)
 	$(BIN)/headstart run door_key
@@ -21,6 +22,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+bench: $(READY)
+	$(BIN)/python experiments/bench.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,644 @@
+"""What the engine and what is built on it gain, as ratios measured in one run on one core.
+
+    python experiments/bench.py                          all rows, written to experiments/results/bench/
+    python experiments/bench.py --only branches steps    some of them, printed and not written
+
+Both sides of a ratio are measured in turns, round by round, in CPU time: the ratio is the median over the rounds, with
+the smallest and the largest. Every side has run once before it is timed, so that nothing compiles while the clock
+runs. `imitation` needs packages older than headstart's and lives in a virtual environment of its own, which the first
+run makes (some minutes of download); when that fails its rows are left out, and the output says so.
+
+Legend: N environments or states, K alternatives, B samples in a batch, T = history + 1 frames, L mission tokens.
+"""
+
+import argparse
+import contextlib
+import copy
+import functools
+import io
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3 import PPO as StablePPO
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor, nn
+
+from headstart.envs import HeadstartVecEnv, Simulator, bank, branch, collect_demos, engine, make_vec_env, missions
+from headstart.envs.levels import export_level, import_level, import_seeds
+from headstart.envs.simulator import GridStates, Obs
+from headstart.envs.transitions import Demos
+from headstart.experiments.runlog import write_rows
+from headstart.learners import BC, PPO, BCConfig
+from headstart.models import HeadstartPolicy
+from headstart.models.encoders import CELLS, VIEW
+from headstart.models.policy import FrameHistoryExtractor
+
+RESULTS = Path(__file__).resolve().parent / "results" / "bench"
+IMITATION = "imitation==1.0.1"
+DOOR_KEY, GO_TO, BOSS = "MiniGrid-DoorKey-8x8-v0", "BabyAI-GoToLocal-v0", "BabyAI-BossLevel-v0"
+PUT_NEXT, MULTI_ROOM = "BabyAI-PutNextLocal-v0", "MiniGrid-MultiRoom-N4-S5-v1"
+
+Rate = Callable[[], float]
+"""Works for a while and returns units per CPU-second."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. ``target`` is the ratio to reach, or with "<=" the one to stay under."""
+
+    name: str
+    id: str
+    ours: float
+    theirs: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    target: str
+    unit: str
+    what: str
+
+
+# ---- measuring ----
+def nothing() -> None:
+    """No tidying up."""
+
+
+def rate(work: Callable[[], float], seconds: float, tidy: Callable[[], None] = nothing) -> float:
+    """Units per CPU-second: ``work`` does some and returns how many; ``tidy`` runs in between, off the clock."""
+    units = spent = 0.0
+    while not units or spent < seconds:
+        start = time.process_time()
+        units += work()
+        spent += time.process_time() - start
+        tidy()
+    return units / spent
+
+
+def in_turns(rates: dict[str, Rate], rounds: int) -> dict[str, list[float]]:
+    """Measure every one once a round, after a first time that does not count."""
+    for measure in rates.values():
+        measure()
+    measured: dict[str, list[float]] = {name: [] for name in rates}
+    for _ in range(rounds):
+        for name, measure in rates.items():
+            measured[name].append(measure())
+    return measured
+
+
+def compare(
+    name: str, env_id: str, ours: list[float], theirs: list[float], *, target: str, unit: str, what: str
+) -> Row:
+    """The row of two sides that were measured in turns."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    spread = median(ratios), min(ratios), max(ratios)
+    return Row(name, env_id, median(ours), median(theirs), *spread, target=target, unit=unit, what=what)
+
+
+# ---- Python minigrid ----
+def reset(env: gymnasium.Env, seed: int | None = None) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
+        return env.reset(seed=seed)
+
+
+def python_envs(env_id: str, n: int) -> list[gymnasium.Env]:
+    """n environments at the start of the levels of seeds 0 to n - 1."""
+    envs = [gymnasium.make(env_id, disable_env_checker=True) for _ in range(n)]
+    for seed, env in enumerate(envs):
+        reset(env, seed)
+    return envs
+
+
+def pack(image: NDArray[np.uint8], direction: int) -> NDArray[np.uint8]:
+    """minigrid's observation as a frame (50,)."""
+    frame = np.empty(engine.FRAME, np.uint8)
+    frame[:-1] = (image[..., 0] * 18 + image[..., 1] * 3 + image[..., 2]).reshape(-1)
+    frame[-1] = direction
+    return frame
+
+
+@functools.lru_cache(maxsize=4096)
+def tokens(mission: str, length: int) -> NDArray[np.uint8]:
+    return np.asarray(missions.encode(mission, length), np.uint8)
+
+
+class SameObs(gymnasium.Wrapper):
+    """Python minigrid with the observations of HeadstartVecEnv: what an agent remembers, as a dict of bytes."""
+
+    def __init__(self, env: gymnasium.Env, history: int):
+        super().__init__(env)
+        assert env.spec is not None
+        self.length = missions.mission_length(env.spec.id)
+        self.history = history
+        shapes = {"frames": (history + 1, engine.FRAME), "actions": (history,), "mission": (self.length,)}
+        high = {"frames": 255, "actions": engine.N_ACTIONS, "mission": len(missions.VOCABULARY) - 1}
+        self.observation_space = spaces.Dict(
+            {name: spaces.Box(0, high[name], shape, np.uint8) for name, shape in shapes.items()}
+        )
+        self.action_space = spaces.Discrete(engine.N_ACTIONS)
+
+    def reset(self, **options: Any) -> tuple[Obs, dict[str, Any]]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            obs, info = self.env.reset(**options)
+        self.frames = np.zeros((self.history + 1, engine.FRAME), np.uint8)
+        self.actions = np.full(self.history, engine.N_ACTIONS, np.uint8)
+        self.frames[-1] = pack(obs["image"], obs["direction"])
+        return self._obs(obs["mission"]), info
+
+    def step(self, action: Any) -> tuple[Obs, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(int(action))
+        self.frames[:-1], self.actions[:-1] = self.frames[1:], self.actions[1:]
+        self.frames[-1], self.actions[-1] = pack(obs["image"], obs["direction"]), action
+        return self._obs(obs["mission"]), reward, terminated, truncated, info
+
+    def _obs(self, mission: str) -> Obs:
+        return {
+            "frames": self.frames.copy(),
+            "actions": self.actions.copy(),
+            "mission": tokens(mission, self.length),
+        }
+
+
+# ---- the network without sharing ----
+class EveryViewExtractor(FrameHistoryExtractor):
+    """The same network with the same weights, encoding every view of a batch, equal ones too."""
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        view = observations["frames"][:, -1 - self.memory :, :CELLS].long()  # (B, T, 49)
+        b, t = view.shape[:2]
+        planes = rearrange(self.view.cell[view], "b t (i j) c -> (b t) c i j", i=VIEW)
+        film = self.film(self.word(observations["mission"].long()))
+        scale, shift = repeat(film, "b f -> (b t) f", t=t).chunk(2, dim=1)
+        feature = torch.relu(self.view.layers(planes) * (1 + scale) + shift)  # (B * T, D)
+        place = rearrange(torch.arange(b * t, device=view.device), "(b t) -> b t", b=b)
+        now = feature[place[:, -1]]
+        if self.memory:
+            action = observations["actions"][:, -self.memory :].long()
+            now = torch.cat([now, self.past(feature, place, action)], dim=1)
+        return self.mix(now)
+
+
+# ---- rows: the engine ----
+def walked(env_id: str, n: int, seed: int = 0) -> tuple[NDArray[np.uint8], list[gymnasium.Env]]:
+    """n states in the middle of their episodes, as rows and as Python environments in the same states."""
+    levels = import_seeds(env_id, range(n))
+    simulator = Simulator(GridStates.of(levels), history=0, horizon=32)
+    rng = np.random.default_rng(seed)
+    stop = rng.integers(1, 32, size=n)
+    for t in range(31):
+        going_on = np.flatnonzero((stop > t) & ~simulator.done)
+        after = simulator.fork(going_on)
+        after.step(rng.integers(engine.N_ACTIONS, size=len(going_on)))
+        going_on, after = going_on[~after.done], after.fork(np.flatnonzero(~after.done))
+        simulator.put(going_on, after)  # who would be done there stays one step before
+    assert isinstance(simulator.states, GridStates)
+    rows = simulator.states.rows
+    return rows, [export_level(row, env_id, int(s)) for row, s in zip(rows, levels.seed, strict=True)]
+
+
+def deepcopy_branch(env: gymnasium.Env, action: int) -> NDArray[np.uint8]:
+    """The frame after ``action``, from a copy of a Python environment, which stays as it is."""
+    obs = copy.deepcopy(env.unwrapped).step(action)[0]
+    return pack(obs["image"], obs["direction"])
+
+
+def branches(options: "Options", states: int = 64, copies: int = 64) -> list[Row]:
+    """Seven actions from every state: a call of the engine, against a deep copy and a step for each."""
+    rows = []
+    for env_id, target in ((DOOR_KEY, ">= 1500"), (PUT_NEXT, ">= 1500"), (BOSS, ">= 3000")):
+        state, envs = walked(env_id, states)
+        state = np.tile(state, (copies, 1))
+        action = np.tile(np.arange(engine.N_ACTIONS), (len(state), 1))  # (N, K)
+        turn = iter(range(10**9))
+
+        def ours(state: NDArray = state, action: NDArray = action) -> int:
+            return engine.branch(state, action).terminated.size
+
+        def theirs(envs: list = envs, turn: Iterator[int] = turn) -> int:
+            env = envs[next(turn) % len(envs)].unwrapped
+            for k in range(engine.N_ACTIONS):
+                copy.deepcopy(env).step(k)
+            return engine.N_ACTIONS
+
+        measured = in_turns(options.sides(ours=ours, theirs=theirs), options.rounds)
+        what = f"engine.branch of {len(state)} states x 7 actions / copy.deepcopy + step, each with its observation"
+        rows.append(compare("branches", env_id, **measured, target=target, unit="branches/s", what=what))
+    return rows
+
+
+class PythonSteps:
+    """Steps Python environments; ``begin_again`` starts ended episodes anew, which is not timed."""
+
+    def __init__(self, envs: list[gymnasium.Env], action: NDArray[np.int64]):
+        self.envs, self.action, self.t, self.ended = envs, action, 0, []
+
+    def __call__(self) -> int:
+        for env, action in zip(self.envs, self.action[self.t % len(self.action)].tolist(), strict=True):
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                self.ended.append(env)
+        self.t += 1
+        return len(self.envs)
+
+    def begin_again(self) -> None:
+        for env in self.ended:
+            reset(env)
+        self.ended.clear()
+
+
+class EngineSteps:
+    """Steps the same levels in the engine; ``begin_again`` as there."""
+
+    def __init__(self, rows: NDArray[np.uint8], action: NDArray[np.int64]):
+        self.start, self.rows, self.action, self.t = rows, rows.copy(), action, 0
+        self.over = np.zeros(len(rows), np.bool_)
+
+    def __call__(self) -> int:
+        terminated, truncated = engine.step(self.rows, self.action[self.t % len(self.action)])
+        engine.observe(self.rows)
+        self.over = terminated | truncated
+        self.t += 1
+        return len(self.rows)
+
+    def begin_again(self) -> None:
+        self.rows[self.over] = self.start[self.over]
+
+
+def steps(options: "Options", sizes: tuple[int, ...] = (256, 4096)) -> list[Row]:
+    """One random action in every environment, with the observation and the instruction's verifier."""
+    rows = []
+    rng = np.random.default_rng(0)
+    for env_id in (DOOR_KEY, GO_TO, BOSS):
+        all_envs = python_envs(env_id, max(sizes))
+        levels = np.stack([import_level(env) for env in all_envs])
+        for n in sizes:
+            action = rng.integers(engine.N_ACTIONS, size=(64, n))
+            ours, theirs = EngineSteps(levels[:n], action), PythonSteps(all_envs[:n], action)
+            measured = in_turns(
+                {
+                    "ours": lambda ours=ours: rate(ours, options.seconds, ours.begin_again),
+                    "theirs": lambda theirs=theirs: rate(theirs, options.seconds, theirs.begin_again),
+                },
+                options.rounds,
+            )
+            what = f"{n} environments: engine.step + observe / Python minigrid's step; without resets"
+            rows.append(compare(f"steps_{n}", env_id, **measured, target=">= 300", unit="steps/s", what=what))
+    return rows
+
+
+def level_import(options: "Options", n: int = 64) -> list[Row]:
+    """A level is made by minigrid's own reset and then imported: what the import adds."""
+    rows = []
+    for env_id in (DOOR_KEY, GO_TO, BOSS):
+        env = gymnasium.make(env_id, disable_env_checker=True)
+
+        def ours(env_id: str = env_id) -> int:
+            return len(import_seeds(env_id, range(n)))
+
+        def theirs(env: gymnasium.Env = env) -> int:
+            for seed in range(n):
+                reset(env, seed)
+            return n
+
+        measured = in_turns(options.sides(ours=ours, theirs=theirs), options.rounds)
+        what = "import_seeds, which resets and imports / minigrid's reset(seed) alone, same seeds"
+        rows.append(compare("level_import", env_id, **measured, target="", unit="levels/s", what=what))
+    return rows
+
+
+# ---- rows: learners ----
+def our_ppo(env_id: str, cache: Path, n_envs: int, rollout: int, batch_size: int, levels: int) -> PPO:
+    env = make_vec_env(env_id, n_envs, n_levels=levels, history=1, cache=cache)
+    return PPO(
+        env=env,
+        n_steps=rollout // n_envs,
+        batch_size=batch_size,
+        n_epochs=4,
+        ent_coef=0.01,
+        seed=0,
+        device="cpu",
+        policy_kwargs={"features_extractor_kwargs": {"memory": 0}},
+    )
+
+
+def their_ppo(env_id: str, n_envs: int, rollout: int, batch_size: int) -> StablePPO:
+    """Stable-Baselines3 as it comes: its policy with the same layers, its Monitor, Python environments in a row."""
+
+    def make() -> gymnasium.Env:
+        return Monitor(SameObs(gymnasium.make(env_id, disable_env_checker=True), history=1))
+
+    return StablePPO(
+        "MultiInputPolicy",
+        DummyVecEnv([make] * n_envs),
+        n_steps=rollout // n_envs,
+        batch_size=batch_size,
+        n_epochs=4,
+        ent_coef=0.01,
+        seed=0,
+        device="cpu",
+        policy_kwargs={
+            "features_extractor_class": EveryViewExtractor,
+            "features_extractor_kwargs": {"n_actions": engine.N_ACTIONS, "memory": 0},
+            "net_arch": {"pi": [64], "vf": [64]},
+            "activation_fn": nn.ReLU,
+        },
+    )
+
+
+def ppo(
+    options: "Options", rollout: int = 4096, envs: int = 64, batch_size: int = 512, levels: int = 2048
+) -> list[Row]:
+    """A rollout and its update: learners.PPO on the engine against Stable-Baselines3's PPO on Python minigrid."""
+    rows = []
+    small = min(64, batch_size)
+    for env_id, target in ((DOOR_KEY, ">= 4"), (GO_TO, ">= 2.5")):
+        with tempfile.TemporaryDirectory() as cache:
+            models = {
+                "ours": our_ppo(env_id, Path(cache), envs, rollout, batch_size, levels),
+                "ours_16": our_ppo(env_id, Path(cache), 16, rollout, batch_size, levels),
+                "theirs_small": their_ppo(env_id, 16, rollout, small),
+                "theirs": their_ppo(env_id, 16, rollout, batch_size),
+            }
+
+        def learn(model: StablePPO) -> int:
+            model.learn(rollout, reset_num_timesteps=False)
+            return rollout
+
+        measured = in_turns(
+            options.sides(**{name: functools.partial(learn, model) for name, model in models.items()}), options.rounds
+        )
+        equal = f"equal: layers and sizes, observations, rollout of {rollout}, 4 epochs, learning rate, entropy bonus"
+        for name, ours, theirs, differs, aim in (
+            ("ppo_defaults", "ours", "theirs_small", f"minibatch {batch_size} / {small}, {envs} / 16 envs", target),
+            ("ppo_same_minibatch", "ours", "theirs", f"{envs} / 16 envs; minibatch {batch_size} for both", target),
+            ("ppo_same_everything", "ours_16", "theirs", f"nothing: 16 envs, minibatch {batch_size} for both", ""),
+        ):
+            what = f"{equal}; differs besides engine and sharing of equal views: {differs}"
+            unit = "env steps/s"
+            rows.append(compare(name, env_id, measured[ours], measured[theirs], target=aim, unit=unit, what=what))
+    return rows
+
+
+def imitation_python(venv: Path) -> Path:
+    """The Python of a virtual environment that has `imitation`; it is made when it is not there.
+
+    Raises OSError or subprocess.SubprocessError, with the reason, when it cannot be made.
+    """
+    python = venv / "bin" / "python"
+    ready = venv / "ready"
+    if not ready.exists():
+        print(f"Installing {IMITATION} in {venv}; this downloads PyTorch and takes some minutes.", file=sys.stderr)
+        base = shutil.which("python3.11") or sys.executable
+        subprocess.run([base, "-m", "venv", str(venv)], check=True, timeout=120)  # noqa: S603
+        install = [python, "-m", "pip", "install", "--quiet", f"torch=={version('torch').split('+')[0]}", IMITATION]
+        subprocess.run(install, check=True, timeout=900, stdout=sys.stderr)  # noqa: S603
+        ready.touch()
+    return python
+
+
+@contextmanager
+def imitation_rate(python: Path, demos: Demos, batch_size: int, seconds: float) -> Iterator[tuple[Rate, dict]]:
+    """`imitation`'s samples per CPU-second on the same demonstrations, and what it is: versions, parameters."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "demonstrations.npz"
+        np.savez(path, obs=flat(demos), action=demos.action, words=len(missions.VOCABULARY))
+        script = Path(__file__).with_name("bench_imitation.py")
+        command = [str(python), "-W", "ignore", str(script), str(path), str(batch_size)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+            assert process.stdin is not None
+            assert process.stdout is not None
+            facts = json.loads(process.stdout.readline() or "{}")
+            if not facts:
+                raise RuntimeError(f"{script} could not start, for the reason above. Delete its environment: {python}")
+
+            def measure() -> float:
+                print(seconds, file=process.stdin, flush=True)
+                return float(process.stdout.readline())  # type: ignore[union-attr]
+
+            yield measure, facts
+            process.stdin.close()
+
+
+def flat(demos: Demos) -> NDArray[np.uint8]:
+    """(N, 49 + L): the view now and the mission."""
+    return np.concatenate([demos.obs["frames"][:, -1, :CELLS], demos.obs["mission"]], axis=1)
+
+
+def our_policy(demos: Demos, extractor: type[FrameHistoryExtractor]) -> HeadstartPolicy:
+    env = HeadstartVecEnv(import_seeds(demos.env_id, demos.seed[:1].tolist()), 1, history=demos.history)
+    kwargs = {"memory": 0, "n_actions": engine.N_ACTIONS}
+    assert isinstance(env.observation_space, spaces.Dict)
+    assert isinstance(env.action_space, spaces.Discrete)
+    return HeadstartPolicy(
+        env.observation_space,
+        env.action_space,
+        lambda _: 1e-3,
+        features_extractor_class=extractor,
+        features_extractor_kwargs=kwargs,
+    )
+
+
+def bc(options: "Options", episodes: int = 100) -> list[Row]:
+    """Cloning the same demonstrations: learners.BC against `imitation`, same network, same minibatch."""
+    try:
+        python = imitation_python(options.imitation_venv)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"LEFT OUT: the rows of BC, because {IMITATION} could not be installed: {error}", file=sys.stderr)
+        return []
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        demos = collect_demos(DOOR_KEY, episodes, history=1, cache=cache)
+    for batch_size in (64, 512):
+        updates = max(10, 20_000 // batch_size)
+
+        def fit(
+            extractor: type[FrameHistoryExtractor], updates: int = updates, batch_size: int = batch_size
+        ) -> Callable[[], int]:
+            learner = BC(our_policy(demos, extractor), BCConfig(updates=updates, batch_size=batch_size))
+            return lambda: learner.fit(demos).updates * batch_size
+
+        with imitation_rate(python, demos, batch_size, options.seconds) as (theirs, facts):
+            parameters = sum(p.numel() for p in our_policy(demos, FrameHistoryExtractor).parameters())
+            if facts["parameters"] != parameters:
+                raise RuntimeError(f"not the same network: {parameters} parameters, theirs {facts['parameters']}")
+            sides = options.sides(shared=fit(FrameHistoryExtractor), every=fit(EveryViewExtractor))
+            measured = in_turns({**sides, "theirs": theirs}, options.rounds)
+        share = distinct_share(demos, batch_size)
+        equal = f"equal: {len(demos)} samples, layers and sizes, minibatch {batch_size}; {facts['versions']}"
+        for name, side, target, differs in (
+            ("bc_processed", "every", ">= 1.3", "every sample of a minibatch goes through the network"),
+            ("bc_distinct", "shared", ">= 3", f"equal views encoded once: {share:.0%} of a minibatch are distinct"),
+        ):
+            what = f"{differs}; {equal}"
+            row = (f"{name}_{batch_size}", DOOR_KEY, measured[side], measured["theirs"])
+            rows.append(compare(*row, target=target, unit="samples/s", what=what))
+    return rows
+
+
+def distinct_share(demos: Demos, batch_size: int) -> float:
+    """The share of distinct views and missions in a minibatch."""
+    rng = np.random.default_rng(0)
+    view = flat(demos)
+    batches = [view[rng.integers(len(view), size=batch_size)] for _ in range(20)]
+    return float(np.mean([len(np.unique(batch, axis=0)) / batch_size for batch in batches]))
+
+
+# ---- rows: cost ----
+def linear(options: "Options", episodes: int = 128, states: int = 4096) -> list[Row]:
+    """Twice the demonstrations, six times the alternatives: seconds of the larger over those of the smaller."""
+    with tempfile.TemporaryDirectory() as cache:
+
+        def collect(n: int) -> float:
+            """CPU-seconds of n demonstrations and all their branches."""
+            start = time.process_time()
+            branch(collect_demos(DOOR_KEY, n, cache=cache))
+            return time.process_time() - start
+
+        twice = {"ours": lambda: collect(2 * episodes), "theirs": lambda: collect(episodes)}
+        measured = in_turns(twice, options.rounds)
+    what = f"collect_demos + branch: {2 * episodes} demonstrations / {episodes}, bank of levels already there"
+    rows = [compare("cost_demos_x2", DOOR_KEY, **measured, target="<= 2.1", unit="seconds", what=what)]
+
+    state = np.tile(import_seeds(DOOR_KEY, range(64)).rows, (states // 64, 1))
+
+    def alternatives(k: int) -> float:
+        """CPU-seconds of K alternatives from every state."""
+        action = np.tile(np.arange(k), (len(state), 1))
+
+        def once() -> int:
+            engine.branch(state, action)
+            return 1
+
+        return 1 / rate(once, options.seconds)
+
+    measured = in_turns({"ours": lambda: alternatives(6), "theirs": lambda: alternatives(1)}, options.rounds)
+    what = f"engine.branch of {len(state)} states: K = 6 / K = 1"
+    rows.append(compare("cost_k_x6", DOOR_KEY, **measured, target="<= 6.3", unit="seconds", what=what))
+    return rows
+
+
+def bank_size(options: "Options", env_id: str = MULTI_ROOM, levels: int = 20_000) -> list[Row]:
+    """Megabytes on disk of a bank made for so many training levels; the limit stands where the other side would."""
+    with tempfile.TemporaryDirectory() as cache:
+        n = len(bank(env_id, "train", levels, cache=cache, processes=1))
+        size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file()) / 1e6
+    what = f"whole directory after bank(train, {n}), which holds the other splits of those seeds too; theirs: the limit"
+    return [Row("bank_size", env_id, size, 100.0, *[size / 100.0] * 3, target="<= 1", unit="MB", what=what)]
+
+
+# ---- the table ----
+@dataclass(frozen=True)
+class Options:
+    """How long and how often a side is measured."""
+
+    rounds: int = 5
+    seconds: float = 0.5
+    imitation_venv: Path = Path(".venv-imitation")
+
+    def sides(self, **work: Callable[[], float]) -> dict[str, Rate]:
+        return {name: functools.partial(rate, side, self.seconds) for name, side in work.items()}
+
+
+GROUPS: dict[str, Callable[[Options], list[Row]]] = {
+    "branches": branches,
+    "steps": steps,
+    "level_import": level_import,
+    "ppo": ppo,
+    "bc": bc,
+    "linear": linear,
+    "bank_size": bank_size,
+}
+
+
+def reached(row: Row) -> str:
+    if not row.target:
+        return ""
+    sign, number = row.target.split()
+    good = row.ratio >= float(number) if sign == ">=" else row.ratio <= float(number)
+    return "reached" if good else "MISSED"
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as aligned text."""
+    head = ("name", "id", "ours", "theirs", "unit", "ratio", "min - max", "target", "")
+    lines = [
+        (
+            *(row.name, row.id, number(row.ours), number(row.theirs), row.unit, number(row.ratio)),
+            *(f"{number(row.ratio_min)} - {number(row.ratio_max)}", row.target, reached(row)),
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in (head, *lines))
+
+
+def machine() -> list[dict[str, str]]:
+    """What the numbers were measured on, and with."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    models = {line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")}
+    packages = ("headstart", "numpy", "numba", "torch", "gymnasium", "minigrid", "stable-baselines3")
+    facts = {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "command": f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} python {shlex.join(sys.argv)}",
+        "cpu": f"{', '.join(models) or platform.processor()}, {os.cpu_count()} cores, one used",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+    return [{"name": name, "value": value} for name, value in facts.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"some of: {', '.join(GROUPS)}")
+    parser.add_argument("--imitation-venv", type=Path, default=Options.imitation_venv, help="where imitation lives")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core, for the processes started here too
+    facts = machine()
+    print("\n".join(f"{fact['name']:18} {fact['value']}" for fact in facts))
+    rows: list[Row] = []
+    for name in arguments.only or GROUPS:
+        start = time.perf_counter()
+        rows += GROUPS[name](Options(imitation_venv=arguments.imitation_venv))
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    print(table(rows))
+    if arguments.only:
+        print("Nothing was written: the file holds the rows of one whole run.")
+        return
+    fields = [{**vars(row), "reached": reached(row)} for row in rows]
+    rounded = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in fields]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_rows(RESULTS / "bench.csv", rounded, kind="benchmark")
+    write_rows(RESULTS / "machine.csv", facts, kind="machine")
+    print(f"Written to {RESULTS}.")
+
+
+if __name__ == "__main__":
+    main()
