@@ -802,9 +802,7 @@ def frame_hash(frame: NDArray[np.uint8]) -> NDArray[np.uint64]:
 def _hash(rows: Rows) -> NDArray[np.uint64]:
     """mix(sum over i of byte[i] * weight[i], mod 2**64) of each row: zeros at its end change nothing."""
     if rows.shape[1] > len(HASH_WEIGHTS):
-        raise DataError(
-            f"A row of {rows.shape[1]} bytes is too long to be hashed (limit {len(HASH_WEIGHTS)})."
-        )
+        raise DataError(f"A row of {rows.shape[1]} bytes is too long to be hashed (limit {len(HASH_WEIGHTS)}).")
     out = np.empty(len(rows), np.uint64)
     _hash_rows(np.ascontiguousarray(rows), HASH_WEIGHTS, out)
     return out
@@ -816,9 +814,7 @@ def _numbers(rows: Rows, at: int) -> NDArray[np.int64]:
 
 def _check_rows(rows: Rows) -> None:
     if rows.dtype != np.uint8 or rows.ndim != 2 or not rows.flags.c_contiguous:
-        raise UsageError(
-            f"Rows must be a contiguous uint8 array (N, B), not {rows.dtype} of shape {rows.shape}."
-        )
+        raise UsageError(f"Rows must be a contiguous uint8 array (N, B), not {rows.dtype} of shape {rows.shape}.")
     if len(rows) and rows[0, VERSION] != ROW_VERSION:
         raise DataError(
             f"Rows of version {rows[0, VERSION]} cannot be used, this engine has version {ROW_VERSION}: "

@@ -117,9 +117,7 @@ class Episode:
 
     def where(self) -> str:
         actions = ", ".join(map(str, self.actions[-SHOWN_ACTIONS:]))
-        after = (
-            f" after the actions {'... ' * (len(self.actions) > SHOWN_ACTIONS)}{actions}" if actions else ""
-        )
+        after = f" after the actions {'... ' * (len(self.actions) > SHOWN_ACTIONS)}{actions}" if actions else ""
         return f"in the episode of seed {self.seed}, step {len(self.actions)}{after}"
 
 
@@ -386,8 +384,7 @@ class FrameReader:
         if self.is_grid:
             return _packed(episode), mission
         frame = [
-            _bytes(episode, part, functools.reduce(lambda o, key: o[key], path, obs))
-            for path, part in self._parts
+            _bytes(episode, part, functools.reduce(lambda o, key: o[key], path, obs)) for path, part in self._parts
         ]
         return np.concatenate(frame), mission
 
@@ -499,9 +496,7 @@ class CopiedStates:
     def step(self, at: NDArray[np.int64], action: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         action = np.asarray(action, np.int64)
         if action.shape != at.shape or not np.isin(action, np.arange(self.n_actions)).all():
-            raise UsageError(
-                f"Actions must be {len(at)} numbers in 0..{self.n_actions - 1}, not {action.tolist()}."
-            )
+            raise UsageError(f"Actions must be {len(at)} numbers in 0..{self.n_actions - 1}, not {action.tolist()}.")
         ended = np.zeros((len(at), 2), np.bool_)
         for n, (i, a) in enumerate(zip(at.tolist(), action.tolist(), strict=True)):
             episode = self._own(i)

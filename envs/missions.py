@@ -104,9 +104,7 @@ def mission_length(env_id: str) -> int:
         sentences = [_LONGEST_SENTENCE[name] for name in names if name in _LONGEST_SENTENCE]
         return len(words((sentences or [_LONGEST_CLAUSE])[0]))
     mission = cast(MissionSpace, space.spaces["mission"])
-    longest = [
-        max(choices, key=lambda text: len(words(text))) for choices in mission.ordered_placeholders or ()
-    ]
+    longest = [max(choices, key=lambda text: len(words(text))) for choices in mission.ordered_placeholders or ()]
     return len(words(mission.mission_func(*longest)))
 
 

@@ -75,9 +75,7 @@ Meta = Mapping[str, Any]  # JSON values or dataclasses of them; comes back as pl
 Version = dict[str, Any]  # the VERSION_FIELDS of one state of an artefact
 Versions = dict[str, list[Version]]  # file name -> its versions, newest first
 
-_held: dict[
-    Path, int
-] = {}  # directory -> process that holds its lock (a forked child inherits the dict only)
+_held: dict[Path, int] = {}  # directory -> process that holds its lock (a forked child inherits the dict only)
 
 
 # ---- arrays, weights, JSON, text, bytes --------------------------------------------------------------
@@ -98,9 +96,7 @@ def save_arrays(
                 raise TypeError(f"{path}: cannot store array {name!r} of dtype {array.dtype}")
             member = io.BytesIO()
             np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-            archive.writestr(
-                zipfile.ZipInfo(f"{name}.npy"), member.getbuffer()
-            )  # ZipInfo's date is 1980: same bytes
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getbuffer())  # ZipInfo's date is 1980: same bytes
     _commit(path, buffer.getvalue(), kind, schema, meta)
 
 
@@ -119,9 +115,7 @@ def save_weights(
     _commit(path, content, kind, schema, meta)
 
 
-def load_weights(
-    path: FilePath, *, kind: str, schema: int
-) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
+def load_weights(path: FilePath, *, kind: str, schema: int) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
     """Return (state_dict on the CPU, meta) as saved. Raises DataError on anything else."""
     from safetensors.torch import load
 
@@ -317,9 +311,7 @@ def _explained(path: Path) -> Iterator[None]:
 # ---- reading -----------------------------------------------------------------------------------------
 
 
-def _load(
-    path: FilePath, kind: str, schema: int, parse: Callable[[bytes], Any]
-) -> tuple[Any, dict[str, Any]]:
+def _load(path: FilePath, kind: str, schema: int, parse: Callable[[bytes], Any]) -> tuple[Any, dict[str, Any]]:
     """Check everything, then parse; the bytes that were checked are the bytes that are parsed."""
     path = Path(path)
     version, content = _read_checked(path)

@@ -91,9 +91,7 @@ class Branches:
         _check("Branches.revisit", self.revisit, (n, a))
         _check("Branches.ended", self.ended, (n, a, h))
         if self.expert_action.max(initial=-1) >= a:
-            raise DataError(
-                f"an expert took action {self.expert_action.max()}, but there are only {a} actions"
-            )
+            raise DataError(f"an expert took action {self.expert_action.max()}, but there are only {a} actions")
 
     def __len__(self) -> int:
         return len(self.action)

@@ -56,9 +56,7 @@ class Episodes:
     running episodes; ``rng`` draws the levels.
     """
 
-    def __init__(
-        self, levels: Levels, n: int, rng: np.random.Generator, *, history: int, horizon: int | None
-    ) -> None:
+    def __init__(self, levels: Levels, n: int, rng: np.random.Generator, *, history: int, horizon: int | None) -> None:
         if n < 1 or history < 0 or (horizon is not None and horizon < 1):
             raise UsageError(
                 f"{levels.env_id}: needs at least one episode, history >= 0 and horizon >= 1, "
@@ -228,9 +226,7 @@ class HeadstartVectorEnv(Episodes, VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, n_envs)
         self.action_space = batch_space(self.single_action_space, n_envs)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Obs, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
         _refuse(options)
         super().reset(seed=seed)
         self.rng = self.np_random

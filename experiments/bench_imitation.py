@@ -74,7 +74,7 @@ def flat_policy(observations: NDArray[np.uint8], words: int) -> ActorCriticPolic
 
 def main() -> None:
     from imitation.algorithms.bc import BC  # pyright: ignore[reportMissingImports]
-    from imitation.data.types import TransitionsMinimal  # pyright: ignore[reportMissingImports]
+    from imitation.data.types import Transitions  # pyright: ignore[reportMissingImports]
     from imitation.util import logger  # pyright: ignore[reportMissingImports]
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -84,12 +84,19 @@ def main() -> None:
         obs, action, words = demos["obs"], demos["action"], int(demos["words"])
     batch_size = int(sys.argv[2])
     policy = flat_policy(obs, words)
+    transitions = Transitions(  # cloning does not look at next_obs and dones, but imitation's loader wants them
+        obs=obs,
+        acts=action,
+        infos=np.array([{} for _ in action]),
+        next_obs=obs,
+        dones=np.zeros(len(action), np.bool_),
+    )
     learner = BC(
         observation_space=policy.observation_space,
         action_space=policy.action_space,
         rng=np.random.default_rng(0),
         policy=policy,
-        demonstrations=TransitionsMinimal(obs=obs, acts=action, infos=np.array([{} for _ in action])),
+        demonstrations=transitions,
         batch_size=batch_size,
         custom_logger=logger.configure(Path(sys.argv[1]).parent / "log", format_strs=[]),  # no time for printing
         device="cpu",

@@ -147,7 +147,5 @@ def test_installs_into_a_fresh_environment(built, tmp_path, kind):
         wheels = unpacked / "dist"
     (wheel,) = wheels.glob("*.whl")
     python = installed_into(tmp_path / "venv", wheel)
-    version = subprocess.run(
-        [python, "-c", USE], cwd=tmp_path, check=True, capture_output=True, text=True
-    ).stdout
+    version = subprocess.run([python, "-c", USE], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert version.strip() == PROJECT["project"]["version"]

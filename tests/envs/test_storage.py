@@ -239,9 +239,7 @@ def test_other_kind_and_other_schema_are_refused(tmp_path):
     save(tmp_path / "a.npz")
     with pytest.raises(DataError, match=r"a\.npz: holds 'numbers', not 'demos'"):
         load_arrays(tmp_path / "a.npz", kind="demos", schema=1)
-    with pytest.raises(
-        DataError, match=r"a\.npz: has version 1 of 'numbers'; this headstart reads version 2"
-    ):
+    with pytest.raises(DataError, match=r"a\.npz: has version 1 of 'numbers'; this headstart reads version 2"):
         load_arrays(tmp_path / "a.npz", kind="numbers", schema=2)
 
 
@@ -554,9 +552,7 @@ with lock(sys.argv[1]):
 
 
 def test_a_second_process_is_told_who_is_first(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as holder:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with (

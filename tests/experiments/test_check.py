@@ -85,9 +85,7 @@ def test_what_the_engine_runs(user_module, capsys):
 def test_an_environment_that_cannot_be_forked(user_module, capsys):
     assert check(f"{user_module}:make_noisy") == EnvironmentFailed.exit_code
     report = capsys.readouterr().out
-    assert (
-        "fork          no. CartPole-v1 cannot be forked: its step() draws from the global generator" in report
-    )
+    assert "fork          no. CartPole-v1 cannot be forked: its step() draws from the global generator" in report
     assert "next" not in report
 
 

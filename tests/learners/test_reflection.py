@@ -238,32 +238,49 @@ def test_it_practises_around_the_demonstrations_then_on_fresh_levels(
     asked: list[int] = []
     fresh = SimpleNamespace(fresh=lambda n, rng: (asked.append(n), env.fresh(n, rng))[1])
     Reflection(fresh_policy(env), SMALL).fit(demos, branches, fresh)
-    (around, walk_steps), *rounds = practised
-    np.testing.assert_equal(
-        np.unique(around.state_hash(), return_counts=True),
-        np.unique(np.repeat(demos.state_hash, 2), return_counts=True),
-    )
-    assert walk_steps == 3
+    (around, steps), *rounds = practised
+    # every walk leaves its expert state with a random first step; the expert's states themselves come from branches
+    left = np.repeat(demos.obs["frames"][:, -1], SMALL.walks, axis=0)
+    np.testing.assert_equal(around.observe()["frames"][:, -2], left)
+    assert len(np.unique(around.observe()["actions"][:, -1])) > 4
+    assert steps == SMALL.walk_steps - 1
     assert asked == [3, 3]
     assert [(len(start), start.t.max(), steps) for start, steps in rounds] == [(3, 0, 5)] * 2
     assert set(rounds[0][0].state_hash()) != set(rounds[1][0].state_hash())
 
 
-def test_the_expert_is_not_asked_again(
+def test_it_learns_from_expert_states_walks_and_all_rounds_so_far(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
+    """Each state beside its own label; and nobody asks the expert about the states that it has not been in."""
+
     def asked(*arguments: Any) -> None:
         raise AssertionError("the expert was asked")
 
     monkeypatch.setattr(collect, "expert_for", asked)
-    learner, fitted = Reflection(fresh_policy(env), SMALL), []
+    learner, calls = Reflection(fresh_policy(env), SMALL), []
     fit_policy = learner.fit_policy
-    monkeypatch.setattr(
-        learner, "fit_policy", lambda d, own, labels, n: (fitted.extend(own), fit_policy(d, own, labels, n))[1]
-    )
+
+    def watched(demos: Demos, own: list[Branches], labels: list[np.ndarray], updates: int) -> dict[str, float]:
+        calls.append((list(own), list(labels), updates))
+        return fit_policy(demos, own, labels, updates)
+
+    monkeypatch.setattr(learner, "fit_policy", watched)
     learner.fit(demos, branches, env)
-    assert fitted
-    assert all((own.expert_action == -1).all() for own in fitted)
+    assert [updates for _, _, updates in calls] == [3, 2, 2]
+    assert [len(own) for own, _, _ in calls] == [2, 3, 4]
+    own, labels, _ = calls[-1]
+    assert own[0] is branches
+    assert all((practised.expert_action == -1).all() for practised in own[1:])
+    for states, label in zip(own, labels, strict=True):
+        np.testing.assert_equal(label, learner.label(states))
+
+
+def test_walks_may_be_left_out(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    config = dataclasses.replace(SMALL, walks=0, rounds=0)
+    fitted = Reflection(fresh_policy(env), config).fit(demos, branches, env)
+    assert fitted.env_steps == 0
+    assert fitted.updates == 2 * 4 + 3
 
 
 def test_the_seed_decides(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
