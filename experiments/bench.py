@@ -429,7 +429,7 @@ def imitation_rate(python: Path, demos: Demos, batch_size: int, seconds: float) 
             assert process.stdout is not None
             facts = json.loads(process.stdout.readline() or "{}")
             if not facts:
-                raise RuntimeError(f"{script} could not start, for the reason above. Delete its environment: {python}")
+                raise RuntimeError(f"{script} ended for the reason above. Run it by hand with {python}")
 
             def measure() -> float:
                 print(seconds, file=process.stdin, flush=True)
