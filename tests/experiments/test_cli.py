@@ -196,7 +196,7 @@ def test_dry_run_says_everything_and_writes_nothing(here: Path, asked: list, cap
     assert decided["experiment"]["arms"]["bc"]["learner"]["class"] == "BCConfig"
     assert decided["experiment"]["arms"]["bc"]["learner"]["updates"] == door_key.BC.updates
     assert list(decided["experiment"]["arms"]) == ["bc"]
-    assert "minutes" in text[end:]
+    assert "about 1 minute in" in text[end:]
     assert "MB" in text[end:]
     assert asked == []
     assert files_below(here.parent) == ["work"]
