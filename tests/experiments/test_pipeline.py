@@ -136,6 +136,9 @@ def test_steps_and_updates_add_up(finished: Path, monkeypatch: pytest.MonkeyPatc
         logged = read_rows(finished / "tiny" / arm / "seed0" / "rl.csv", kind="metrics")
         success = [(int(r["step"]), float(r["value"])) for r in logged if r["tag"] == "eval/success_rate"]
         assert success == [(point["env_steps"], point["success"]) for point in curve]
+        of_ppo = {int(r["step"]) - spent for r in logged if r["tag"].startswith(("train/", "rollout/"))}
+        assert of_ppo <= {128, 256, 384}
+        assert of_ppo
     moved = [
         p["actor_has_moved"]
         for p in storage.load_json(finished / "tiny" / "bc" / "seed0" / "curve.json", kind="curve", schema=1)
