@@ -2,9 +2,9 @@
 
     L = -log pi(a_i | s_i)       over the expert's pairs (s_i, a_i)
 
-Labels are smoothed: a little less certainty is worth ten points of success from 16 demonstrations, because a
-policy that is never quite sure escapes its own loops. This is the baseline of everything else here, so it is
-tuned as hard: see experiments/tune.py.
+Labels are smoothed: on DoorKey-8x8 with 16 demonstrations that is worth seven points of sampled success
+(experiments/results/door_key/tuning.csv), because a policy that is never quite sure escapes its own loops. This is the
+baseline of everything else here, so it is tuned as hard: see experiments/tune.py.
 """
 
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     ``distinct[place]`` equals ``rows``, so what is computed once per distinct row and gathered by ``place`` has the
     gradient of the whole batch. Rows are told apart by a 64-bit sum of random odd multiples: sorting one number a
-    row is many times faster than ``torch.unique(dim=0)``, and the chance that two of a million rows share a number
+    row is much cheaper than ``torch.unique(dim=0)``, and the chance that two of a million rows share a number
     is about 1e-7.
     """
     generator = torch.Generator().manual_seed(0x5EED)
@@ -48,7 +48,7 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 class ViewEncoder(nn.Module):
     """Frames (N, F) -> (N, D); equal views are encoded once.
 
-    Two valid 3 x 3 convolutions keep where things are relative to the agent, at half the cost of padded ones. No
+    Two valid 3 x 3 convolutions keep where things are relative to the agent, and are cheaper than padded ones. No
     dropout and no batch norm: they would make equal views differ.
     """
 
