@@ -378,8 +378,8 @@ def updates_of(config: LearnerConfig) -> int:
 
 
 # Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
-_SECONDS_PER_UPDATE = {BCConfig: 0.004, IWMConfig: 0.008, ReflectionConfig: 0.009}
-_RL_STEPS_PER_SECOND = 3000
+_SECONDS_PER_UPDATE = {BCConfig: 0.004, IWMConfig: 0.008, ReflectionConfig: 0.012}
+_RL_STEPS_PER_SECOND = 2500
 
 
 def _seconds(experiment: Experiment, name: str) -> tuple[float, float]:
