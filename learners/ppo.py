@@ -5,7 +5,7 @@ A warm-started policy meets a critic that knows nothing; its noise alone undoes 
     1. critic first   the actor waits until the critic explains half of the variance of returns, or N updates
     2. warm-up        then the actor's learning rate grows from zero
     3. KL anchor      L += c * KL(pi || pi_warm_start), c decaying to zero: the policy may leave, but not jump
-    4. no scaling of all-zero advantages, which would turn rounding noise into gradients
+    4. no scaling of constant advantages, which would turn rounding noise into gradients
 
 (PIRLNav, arXiv 2301.07302, for 1 and 2; kickstarting, arXiv 1803.03835, for 3.) A policy without a warm start
 is trained as Stable-Baselines3 would: the cures wait for ``policy.warm_start``, which learners set.
@@ -33,8 +33,10 @@ class PPO(StablePPO):
     critic_updates: at most so many rollouts train the critic alone.
     critic_variance: the share of the variance of returns at which the actor starts earlier.
     actor_warm_up: rollouts over which the actor's learning rate grows to its full value.
-    kl_coef: weight of the KL to the warm start when the actor starts.
+    kl_coef: weight of the KL to the warm start at the first step; it decays from there, while the critic goes first too.
     kl_decay: share of training after which that weight has reached zero.
+
+    The anchor is not saved: a model that is loaded goes on as plain PPO.
     """
 
     policy: HeadstartPolicy  # type: ignore[assignment]  # always this one
