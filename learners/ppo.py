@@ -33,7 +33,7 @@ class PPO(StablePPO):
     critic_updates: at most so many rollouts train the critic alone.
     critic_variance: the share of the variance of returns at which the actor starts earlier.
     actor_warm_up: rollouts over which the actor's learning rate grows to its full value.
-    kl_coef: weight of the KL to the warm start at the first step; it decays from there, while the critic goes first too.
+    kl_coef: weight of the KL to the warm start at the first step; it decays from there, the critic-only phase included.
     kl_decay: share of training after which that weight has reached zero.
 
     The anchor is not saved: a model that is loaded goes on as plain PPO.
