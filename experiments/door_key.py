@@ -6,7 +6,7 @@ python experiments/door_key.py          is the same as          headstart run do
 from dataclasses import replace
 
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.experiments.pipeline import RL, Arm, Experiment, updates_of
+from headstart.experiments.pipeline import RL, Arm, Experiment
 from headstart.learners import BCConfig, IWMConfig, ReflectionConfig
 
 ENVIRONMENT = ENVIRONMENTS["door_key"]
@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
     arms={
         "scratch": Arm(None, memory=0, rl=True),
         "bc": Arm(BC, memory=0, rl=True),
-        "bc_long": Arm(replace(BC, updates=updates_of(REFLECT)), memory=0, rl=False),
+        "bc_long": Arm(replace(BC, updates=REFLECT.total_updates), memory=0, rl=False),
         "iwm": Arm(IWMConfig(bc=BC), memory=0, rl=False),
         "reflect": Arm(REFLECT, memory=4, rl=True),
     },

@@ -190,7 +190,7 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
         _load_policy(model, weights)
         return cost
     log = RunLog(run.directory, "warm_start")
-    total = updates_of(learner_config)
+    total = learner_config.total_updates
 
     def report(update: int, metrics: dict[str, float]) -> None:
         log(update, {name if name.startswith("reflect/") else f"pretrain/{name}": v for name, v in metrics.items()})
@@ -366,17 +366,6 @@ def _versions(run: Run) -> dict[str, Any]:
     }
 
 
-def updates_of(config: LearnerConfig) -> int:
-    """Gradient updates that a fit will make, judge included."""
-    match config:
-        case BCConfig():
-            return config.updates
-        case IWMConfig():
-            return config.updates + config.bc.updates
-        case ReflectionConfig():
-            return config.judge.members * config.judge.updates + config.updates + config.rounds * config.round_updates
-
-
 # Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
 _SECONDS_PER_UPDATE = {BCConfig: 0.004, IWMConfig: 0.008, ReflectionConfig: 0.012}
 _RL_STEPS_PER_SECOND = 2500
@@ -386,7 +375,7 @@ def _seconds(experiment: Experiment, name: str) -> tuple[float, float]:
     """Estimated seconds of an arm's fit and test, and of its PPO."""
     arm = experiment.arms[name]
     per_update = _SECONDS_PER_UPDATE.get(type(arm.learner), 0.0)  # type: ignore[arg-type]
-    fit = per_update * updates_of(arm.learner) if arm.learner else 0.0
+    fit = per_update * arm.learner.total_updates if arm.learner else 0.0
     return fit + 3.0, experiment.rl.steps / _RL_STEPS_PER_SECOND if arm.rl else 0.0
 
 
@@ -399,7 +388,7 @@ def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     ]
     for name, arm in experiment.arms.items():
-        fit = f"{updates_of(arm.learner):,} updates without reward" if arm.learner else "no warm start"
+        fit = f"{arm.learner.total_updates:,} updates without reward" if arm.learner else "no warm start"
         lines.append(f"  {name:10} {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
     seconds = [sum(_seconds(experiment, name)) for name in experiment.arms] * len(seeds)
     minutes = max(1, round(max(sum(seconds) / processes, *seconds) / 60))

@@ -35,6 +35,11 @@ class BCConfig:
     label_smoothing: float = 0.1
     """Probability that is spread evenly over all actions in the target."""
 
+    @property
+    def total_updates(self) -> int:
+        """Gradient updates that a fit makes."""
+        return self.updates
+
 
 class BC:
     def __init__(self, policy: HeadstartPolicy, config: BCConfig | None = None, *, seed: int = 0, log: Log = silent):

@@ -42,6 +42,11 @@ class IWMConfig:
     bc: BCConfig = field(default_factory=BCConfig)
     """The imitation stage that follows."""
 
+    @property
+    def total_updates(self) -> int:
+        """Gradient updates that a fit makes, imitation included."""
+        return self.updates + self.bc.total_updates
+
 
 class IWM:
     def __init__(self, policy: HeadstartPolicy, config: IWMConfig | None = None, *, seed: int = 0, log: Log = silent):

@@ -85,6 +85,11 @@ class ReflectionConfig:
     own_weight: float = 4.0
     """Weight of the self-labelled states beside the expert's."""
 
+    @property
+    def total_updates(self) -> int:
+        """Gradient updates that a fit makes, those of the judges included."""
+        return self.judge.members * self.judge.updates + self.updates + self.rounds * self.round_updates
+
 
 class Reflection:
     def __init__(
