@@ -39,7 +39,7 @@ from headstart.envs.errors import DataError, UsageError
 ROW_VERSION = 1
 VIEW = 7
 FRAME = VIEW * VIEW + 1
-N_ACTIONS = 7
+N_ACTIONS = 7  # of minigrid; `n_actions` says how many of them an environment has
 NOWHERE = 255  # x and y of an object that is carried, inside a box, or gone
 
 # ---- the header: byte offsets ----
@@ -714,8 +714,9 @@ class Futures(NamedTuple):
 def step(rows: Rows, action: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Step every environment, in place; returns (terminated, truncated), both (N,) and both can be true.
 
-    rows (N, B) from levels.py, action (N,) in 0..6. An environment whose episode has ended must not be
-    stepped further: start again from a row of a bank. For success and reward see `succeeded` and `reward`.
+    rows (N, B) from levels.py, action (N,) in 0..6; those that the environment does not have (`n_actions`) turn
+    left, as in minigrid. An environment whose episode has ended must not be stepped further: start again from a
+    row of a bank. For success and reward see `succeeded` and `reward`.
     """
     _check_rows(rows)
     action = _checked_action(action, (len(rows),))
@@ -773,6 +774,11 @@ def reward(rows: Rows) -> NDArray[np.float64]:
 def succeeded(rows: Rows) -> NDArray[np.bool_]:
     """Whether the episode has ended in success, (N,)."""
     return rows[:, OUTCOME] == SUCCESS
+
+
+def n_actions(rows: Rows) -> int:
+    """How many actions the environment has: 7, or 3 (left, right, forward) in Dynamic-Obstacles."""
+    return FORWARD + 1 if (rows[:1, RULE] == OBSTACLES).any() else N_ACTIONS
 
 
 def step_count(rows: Rows) -> NDArray[np.int64]:

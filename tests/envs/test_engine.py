@@ -17,7 +17,7 @@ from minigrid.envs.babyai.core import verifier
 from minigrid.envs.babyai.core.levelgen import LevelGen
 from minigrid.envs.dynamicobstacles import DynamicObstaclesEnv
 
-from headstart.envs import engine, experts, levels
+from headstart.envs import banks, engine, experts, levels
 from headstart.envs.errors import DataError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
@@ -278,7 +278,7 @@ def test_branches_are_those_of_deepcopy(env_id: str) -> None:
 
 
 def test_branches_of_many_rows_are_those_of_each() -> None:
-    rows = levels.import_seeds("BabyAI-SynthS5R2-v0", range(5)).rows
+    rows = banks.import_seeds("BabyAI-SynthS5R2-v0", range(5)).rows
     action = np.random.default_rng(0).integers(0, 7, (5, 3, 2))
     together = engine.branch(rows, action)
     for n in range(5):
@@ -335,9 +335,20 @@ def test_collisions_cost_a_reward() -> None:
     assert engine.succeeded(pair.rows).tolist() == [False]
 
 
+def test_the_actions_are_those_that_minigrid_counts() -> None:
+    for env_id in [*STUDY_IDS, "MiniGrid-DoorKey-8x8-v0"]:
+        assert engine.n_actions(banks.import_seeds(env_id, [0]).rows) == start(env_id, 0).action_space.n  # type: ignore[attr-defined]
+
+
+def test_actions_above_the_last_turn_left() -> None:
+    rows = banks.import_seeds("MiniGrid-Dynamic-Obstacles-8x8-v0", range(4)).rows
+    futures = engine.branch(rows, np.tile([engine.LEFT, *range(engine.n_actions(rows), engine.N_ACTIONS)], (4, 1)))
+    assert (futures.frame == futures.frame[:, :1]).all()
+
+
 def test_integers_are_numpys() -> None:
     """Ranges of the environments are too small to ever meet Lemire's rejection: these are not."""
-    row = levels.import_seeds("MiniGrid-Dynamic-Obstacles-8x8-v0", [5]).rows[0]
+    row = banks.import_seeds("MiniGrid-Dynamic-Obstacles-8x8-v0", [5]).rows[0]
     generator = np.random.default_rng(11)
     stub: Any = type("Stub", (), {"np_random": generator})()
     levels._import_random_state(row, stub)
@@ -347,7 +358,7 @@ def test_integers_are_numpys() -> None:
 
 
 def test_noise_is_common_or_independent() -> None:
-    rows = levels.import_seeds("MiniGrid-Dynamic-Obstacles-8x8-v0", range(4)).rows
+    rows = banks.import_seeds("MiniGrid-Dynamic-Obstacles-8x8-v0", range(4)).rows
     turns = np.zeros((4, 6, 3), np.int64)
     common = engine.branch(rows, turns)
     assert (common.frame == common.frame[:, :1]).all()
@@ -363,7 +374,7 @@ def test_noise_is_common_or_independent() -> None:
 
 
 def test_independent_obstacles_still_move_one_cell_at_a_time() -> None:
-    rows = levels.import_seeds("MiniGrid-Dynamic-Obstacles-16x16-v0", range(50)).rows
+    rows = banks.import_seeds("MiniGrid-Dynamic-Obstacles-16x16-v0", range(50)).rows
     engine.reseed(rows, 7)
     for _ in range(20):
         before = levels._table(rows)[..., engine.X : engine.Y + 1].astype(int)
@@ -387,7 +398,7 @@ def test_hash_is_the_same_in_numpy() -> None:
 
 
 def test_every_byte_counts_in_a_hash() -> None:
-    row = levels.import_seeds("BabyAI-SynthS5R2-v0", [0]).rows
+    row = banks.import_seeds("BabyAI-SynthS5R2-v0", [0]).rows
     rows = np.repeat(row, row.shape[1] + 1, axis=0)
     for i in range(row.shape[1]):
         rows[i, i] ^= 1
@@ -395,7 +406,7 @@ def test_every_byte_counts_in_a_hash() -> None:
 
 
 def test_a_turn_around_looks_the_same_but_is_another_state() -> None:
-    rows = levels.import_seeds("MiniGrid-DoorKey-8x8-v0", [0]).rows
+    rows = banks.import_seeds("MiniGrid-DoorKey-8x8-v0", [0]).rows
     futures = engine.branch(rows, np.zeros((1, 1, 4), np.int64))
     seen, state = engine.frame_hash(engine.observe(rows)), engine.state_hash(rows)
     hashes = engine.frame_hash(futures.frame)
@@ -410,7 +421,7 @@ def test_a_turn_around_looks_the_same_but_is_another_state() -> None:
 
 
 def test_wrong_calls_are_refused() -> None:
-    rows = levels.import_seeds("MiniGrid-DoorKey-5x5-v0", range(2)).rows
+    rows = banks.import_seeds("MiniGrid-DoorKey-5x5-v0", range(2)).rows
     with pytest.raises(UsageError, match="shape"):
         engine.step(rows, np.zeros(3, np.int64))
     with pytest.raises(UsageError, match=r"0\.\.6, found 0\.\.7"):
@@ -427,8 +438,8 @@ def test_wrong_calls_are_refused() -> None:
 @pytest.mark.slow
 def test_compiling_is_announced_once(tmp_path) -> None:
     code = (
-        "from headstart.envs import engine, levels\n"
-        "rows = levels.import_seeds('MiniGrid-DoorKey-8x8-v0', [0]).rows\n"
+        "from headstart.envs import banks, engine\n"
+        "rows = banks.import_seeds('MiniGrid-DoorKey-8x8-v0', [0]).rows\n"
         "engine.observe(rows); engine.step(rows, rows[:, 0] * 0)\n"
     )
     said = []
