@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headstart.envs.banks import Levels, bank
     from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, practise, replay, save_demos
     from headstart.envs.experts import expert_for, known_experts
-    from headstart.envs.levels import Levels, bank
     from headstart.envs.registry import ENVIRONMENTS, Environment
     from headstart.envs.simulator import Simulator
     from headstart.envs.transitions import Branches, Demos
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "collect": ("branch", "collect_demos", "evaluate", "load_demos", "practise", "replay", "save_demos"),
     "experts": ("expert_for", "known_experts"),
-    "levels": ("Levels", "bank"),
+    "banks": ("Levels", "bank"),
     "registry": ("ENVIRONMENTS", "Environment"),
     "simulator": ("Simulator",),
     "transitions": ("Branches", "Demos"),

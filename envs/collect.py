@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from headstart.envs import levels as level_banks
-from headstart.envs import storage
+from headstart.envs import banks, storage
+from headstart.envs.banks import Levels, bank, import_seeds
 from headstart.envs.errors import DataError
 from headstart.envs.experts import expert_for
-from headstart.envs.levels import Levels, bank, export_level, import_seeds
+from headstart.envs.levels import export_level
 from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 
@@ -82,7 +82,7 @@ def collect_demos(
             f"{env_id}: the expert {expert.name!r} solved only {len(seeds)} of {len(order)} levels within "
             f"{horizon} steps, and {episodes} demonstrations were asked for. Ask for fewer, or raise the horizon."
         )
-    limit = horizon or int(level_banks.engine.max_steps(candidates.rows).max())
+    limit = horizon or int(banks.engine.max_steps(candidates.rows).max())
     return _played(env_id, np.array(seeds), [np.array(a, np.int64) for a in actions], history, limit, dropped)
 
 
@@ -159,7 +159,7 @@ def save_demos(path: str | Path, demos: Demos) -> None:
         "env_id": demos.env_id,
         "horizon": demos.horizon,
         "dropped": demos.dropped,
-        "minigrid": level_banks.version("minigrid"),
+        "minigrid": banks.version("minigrid"),
     }
     storage.save_arrays(path, arrays, kind=KIND, schema=SCHEMA, meta=meta)
 
@@ -167,7 +167,7 @@ def save_demos(path: str | Path, demos: Demos) -> None:
 def load_demos(path: str | Path, *, history: int = 4) -> Demos:
     """Read, play and check demonstrations. Raises DataError, naming the file, unless every state is as recorded."""
     arrays, meta = storage.load_arrays(path, kind=KIND, schema=SCHEMA)
-    installed = level_banks.version("minigrid")
+    installed = banks.version("minigrid")
     if meta["minigrid"] != installed:
         raise DataError(
             f"{path}: recorded with minigrid {meta['minigrid']}, but {installed} is installed, whose levels may "

@@ -1,12 +1,9 @@
-"""Levels of MiniGrid and BabyAI as rows of bytes, and banks of them.
+"""Levels of MiniGrid and BabyAI as rows of bytes.
 
     row = import_level(env)                                     # after env.reset(seed=7)
     env = export_level(row, "MiniGrid-DoorKey-8x8-v0", seed=7)  # a Python environment in the same state
-    levels = bank("MiniGrid-DoorKey-8x8-v0", "train", 1000)     # imported once, then cached on disk
 
-Levels are made by minigrid's own `reset(seed)` and by nothing else. A level belongs to the split "train",
-"validation" or "test" by its own hash. So the splits are disjoint whatever the seeds: when two seeds give the
-same level, both are in the same split.
+Levels are made by minigrid's own `reset(seed)` and by nothing else.
 
 The engine knows the rules of minigrid's classes. What it does not know exactly is refused by name: a subclass
 may make levels of its own, but not change what a step does, shows or pays.
@@ -17,17 +14,6 @@ Rows are described in engine.py. Shapes: N levels, B bytes in a row.
 import contextlib
 import io
 import itertools
-import math
-import multiprocessing
-import os
-import time
-import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -55,18 +41,14 @@ from minigrid.envs.unlock import UnlockEnv
 from minigrid.envs.unlockpickup import UnlockPickupEnv
 from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from headstart.envs import engine, storage
+from headstart.envs import engine
 from headstart.envs.engine import Rows, state_hash
-from headstart.envs.errors import Busy, DataError, EnvironmentFailed, UsageError
+from headstart.envs.errors import DataError, EnvironmentFailed, UsageError
 
-__all__ = ["Levels", "bank", "export_level", "import_level", "level_hash", "split_of", "state_hash"]
+__all__ = ["EndlessReset", "export_level", "import_level", "level_hash", "reset_level"]
 
-SPLITS = {"test": 2, "validation": 1, "train": 5}  # of eight levels
-BLOCK = 256  # seeds in one file of a bank
 MAX_DRAWS = 300_000  # random numbers for one level; minigrid's largest levels take a few thousand
-KIND = "headstart levels"
 
 # ---- what the engine knows ----
 RULES = {
@@ -187,6 +169,36 @@ def _leaves(instruction: verifier.Instr) -> list[tuple[int, Any]]:
 def _descriptions(leaf: Any) -> list[Any]:
     """What the leaf is about: for "put next", the objects to move and then those to put them next to."""
     return [leaf.desc_move, leaf.desc_fixed] if type(leaf) is verifier.PutNextInstr else [leaf.desc]
+
+
+# ---- reset ----
+class EndlessReset(EnvironmentFailed):
+    """Some seeds send minigrid's level generator round in circles, looking for a place where there is none."""
+
+
+def reset_level(env: gymnasium.Env, seed: int) -> None:
+    """`env.reset(seed=seed)`, given up after MAX_DRAWS: unlike a time limit, that always hits the same seeds."""
+    if not isinstance(env.unwrapped, MiniGridEnv):
+        raise _refusal(env, f"{type(env.unwrapped).__name__} is not a MiniGrid or BabyAI environment")
+    u = cast(Any, env.unwrapped)
+    name = env.spec.id if env.spec else type(u).__name__
+    draw, left = u._rand_int, itertools.repeat(None, MAX_DRAWS)
+
+    def counted(low: int, high: int) -> int:
+        for _ in left:
+            return draw(low, high)
+        raise EndlessReset(f"{name}: reset(seed={seed}) does not end: minigrid has no level for this seed.")
+
+    u._rand_int = counted
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
+            env.reset(seed=seed)
+    except EndlessReset:
+        raise
+    except Exception as error:
+        raise EnvironmentFailed(f"{name}: reset(seed={seed}) raised {type(error).__name__}: {error}") from error
+    finally:
+        del u._rand_int
 
 
 # ---- import ----
@@ -388,7 +400,7 @@ def export_level(row: NDArray[np.uint8], env_id: str, seed: int) -> gymnasium.En
     compared. An episode that has ended is exported as it looks at its end.
     """
     env = gymnasium.make(env_id, disable_env_checker=True)
-    _reset(env, seed)
+    reset_level(env, seed)
     rule = _rule_of(env)
     u = cast(Any, env.unwrapped)
     mismatch = DataError(f"The row is not a state of the level that {env_id} makes from seed {seed}.")
@@ -494,7 +506,7 @@ def _tail(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return rows[..., start + engine.SLOT * int(first[engine.SLOTS]) :]
 
 
-# ---- hashes and splits ----
+# ---- the hash of a level ----
 def level_hash(rows: Rows) -> NDArray[np.uint64]:
     """A 64-bit hash (N,) of what makes a level, for rows (N, B) at the start of an episode.
 
@@ -515,253 +527,3 @@ def level_hash(rows: Rows) -> NDArray[np.uint64]:
     if rows[0, engine.RULE] != engine.OBSTACLES:  # last: how many empty slots follow changes no hash
         parts.append(_table(rows).reshape(len(rows), -1))
     return state_hash(np.concatenate(parts, axis=1))
-
-
-def split_of(hashes: NDArray[np.uint64]) -> NDArray[np.str_]:
-    """The split (N,) that levels belong to: of eight, two are "test", one "validation" and five "train"."""
-    return np.repeat(list(SPLITS), list(SPLITS.values()))[(hashes % np.uint64(8)).astype(np.int64)]
-
-
-# ---- banks ----
-@dataclass(frozen=True)
-class Levels:
-    """Levels of one environment, ready to be played.
-
-    env_id: what minigrid calls the environment.
-    rows: (N, B) uint8, states at the start of an episode.
-    mission: (N,) str, the instruction or goal in words.
-    seed: (N,) int64, `reset(seed)` made the level.
-    """
-
-    env_id: str
-    rows: Rows
-    mission: NDArray[np.str_]
-    seed: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        if not len(self.rows) == len(self.mission) == len(self.seed):
-            raise ValueError(f"{len(self.rows)} rows, {len(self.mission)} missions, {len(self.seed)} seeds")
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> "Levels":
-        """Some of the levels; `index` is a slice, a mask or an array of numbers."""
-        return Levels(self.env_id, self.rows[index], self.mission[index], self.seed[index])
-
-
-def import_seeds(env_id: str, seeds: Iterable[int]) -> Levels:
-    """The levels that `reset(seed)` makes, one for each seed, without any cache."""
-    return _import_seeds(env_id, seeds, skip_endless=False)
-
-
-def _import_seeds(env_id: str, seeds: Iterable[int], skip_endless: bool) -> Levels:
-    env = gymnasium.make(env_id, disable_env_checker=True)
-    rows, mission, seed = [], [], []
-    for n in seeds:
-        try:
-            _reset(env, n)
-        except EndlessReset:
-            if skip_endless:
-                continue
-            raise
-        rows.append(import_level(env))
-        mission.append(cast(Any, env.unwrapped).mission)
-        seed.append(n)
-    if not rows:
-        raise UsageError(f"{env_id}: there is no level to import, not one of the seeds gives one.")
-    length = max(map(len, rows))
-    if any(len(row) != length for row in rows):
-        raise UsageError(
-            f"{env_id}: its levels need rows of different lengths, so they cannot be one bank. "
-            "Give the environment the same size and number of objects at every reset."
-        )
-    return Levels(env_id, np.stack(rows), np.array(mission), np.array(seed, np.int64))
-
-
-def bank(
-    env_id: str,
-    split: str,
-    n: int,
-    first_seed: int = 0,
-    *,
-    cache: str | Path | None = None,
-    processes: int | None = None,
-) -> Levels:
-    """The first `n` levels of a split, in the order of their seeds from `first_seed` on.
-
-    Seeds are imported in blocks of 256 by `processes` processes (default: one for each core) and kept in
-    `cache` (default: $HEADSTART_CACHE, else ~/.cache/headstart), where all splits share them. Every call
-    makes one of the levels again and compares: a bank that no longer fits its environment is refused.
-    Seeds for which minigrid never finishes a level (BabyAI-SynthS5R2 has some) are left out.
-    """
-    if split not in SPLITS:
-        raise UsageError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
-    if n < 1 or first_seed < 0:
-        raise UsageError(f"A bank needs n >= 1 and first_seed >= 0, not n={n} and first_seed={first_seed}.")
-    blocks = _Blocks(env_id, Path(cache) if cache is not None else default_cache(), processes)
-    share = SPLITS[split] / 8
-    parts: list[Levels] = []
-    block, found = first_seed // BLOCK, 0
-    while found < n:
-        wanted = math.ceil((n - found) / (BLOCK * share))
-        for levels in blocks.get(range(block, block + wanted)):
-            chosen = (split_of(level_hash(levels.rows)) == split) & (levels.seed >= first_seed)
-            parts.append(levels[chosen])
-        block, found = block + wanted, sum(map(len, parts))
-        if found == 0 and block * BLOCK - first_seed >= 4 * BLOCK:
-            raise DataError(
-                f"{env_id}: no level is in the split {split!r}, among {block * BLOCK - first_seed} seeds. "
-                "It has too few different levels to be split: use an environment whose levels vary."
-            )
-    if len({part.rows.shape[1] for part in parts}) > 1:
-        raise UsageError(f"{env_id}: its levels need rows of different lengths, so they cannot be one bank.")
-    rows, mission, seed = (
-        np.concatenate([getattr(part, name) for part in parts])[:n] for name in ("rows", "mission", "seed")
-    )
-    blocks.check(Levels(env_id, rows, mission, seed))
-    return Levels(env_id, rows, mission, seed)
-
-
-def default_cache() -> Path:
-    """Where banks are kept: $HEADSTART_CACHE, else the user's cache directory."""
-    chosen = os.environ.get("HEADSTART_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
-
-
-class _Blocks:
-    """The cached levels of one environment: block k has the seeds from k * BLOCK on, and is one file."""
-
-    def __init__(self, env_id: str, cache: Path, processes: int | None) -> None:
-        self.env_id = env_id
-        self.processes = processes or len(os.sched_getaffinity(0))
-        minigrid = version("minigrid")
-        name = env_id.replace("/", "-").replace(":", "-")
-        self.directory = cache / "levels" / f"{name} rows {engine.ROW_VERSION} minigrid {minigrid}"
-        spec = gymnasium.spec(env_id)
-        maker = cast(Any, spec.entry_point)
-        maker = maker if isinstance(maker, str) else f"{maker.__module__}:{maker.__qualname__}"
-        self.facts = {"env_id": env_id, "made_by": f"{maker} {spec.kwargs}", "minigrid": minigrid}
-
-    def get(self, numbers: range) -> list[Levels]:
-        missing = [number for number in numbers if not storage.exists(self._path(number))]
-        if missing:
-            with self._writer():
-                self._build([number for number in missing if not storage.exists(self._path(number))])
-        return [self._load(number) for number in numbers]
-
-    def check(self, levels: Levels) -> None:
-        """Make one level again: code that was changed under the same name and version shows here."""
-        again = import_seeds(self.env_id, levels.seed[:1].tolist())
-        if not np.array_equal(again.rows, levels.rows[:1]) or again.mission[0] != levels.mission[0]:
-            raise DataError(
-                f"{self.directory}: {self.env_id} makes another level of seed {levels.seed[0]} now than when "
-                "this bank was made: its code has changed. Delete the directory, and the bank is made anew."
-            )
-
-    def _path(self, number: int) -> Path:
-        return self.directory / f"{number:06d}.npz"
-
-    def _build(self, numbers: list[int]) -> None:
-        text, total = f"levels of {self.env_id}", len(numbers) * BLOCK
-        with (
-            tqdm(total=total, desc=text, unit="level", delay=2, disable=None) as bar,
-            self._workers(len(numbers)) as imported,
-        ):
-            for number, levels in zip(numbers, imported(self._import, numbers), strict=True):
-                self._save(number, levels)
-                bar.update(BLOCK)
-
-    @contextlib.contextmanager
-    def _workers(self, n_blocks: int) -> Iterator[Callable[..., Iterable[Levels]]]:
-        """A map() that spreads over processes, if there is enough to do for two."""
-        workers = min(self.processes, n_blocks)
-        if workers < 2:
-            yield map
-            return
-        # fork: the children know what the caller has registered, and need no __main__ guard. They only import
-        # levels, so no thread that the fork leaves behind (of torch, of TensorBoard) can hold what they need.
-        with (
-            warnings.catch_warnings(),
-            ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool,
-        ):
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-            yield pool.map
-
-    def _import(self, number: int) -> Levels:
-        return _import_seeds(self.env_id, range(number * BLOCK, (number + 1) * BLOCK), skip_endless=True)
-
-    def _save(self, number: int, levels: Levels) -> None:
-        """Rows and missions are compressed: grids are mostly walls, and one level's row is like the next."""
-        text = "\n".join(levels.mission).encode()
-        arrays = {
-            "rows": np.frombuffer(zlib.compress(levels.rows.tobytes(), 1), np.uint8),
-            "mission": np.frombuffer(zlib.compress(text), np.uint8),
-            "seed": levels.seed,
-        }
-        facts = {**self.facts, "row_length": levels.rows.shape[1], "mission_length": len(text)}
-        storage.save_arrays(self._path(number), arrays, kind=KIND, schema=engine.ROW_VERSION, meta=facts)
-
-    def _load(self, number: int) -> Levels:
-        path = self._path(number)
-        arrays, facts = storage.load_arrays(path, kind=KIND, schema=engine.ROW_VERSION)
-        for name, fact in self.facts.items():
-            if facts.get(name) != fact:
-                raise DataError(
-                    f"{path}: has levels of {name} {facts.get(name)!r}, not {fact!r}. "
-                    f"Delete {self.directory}, and the bank is made anew."
-                )
-        seed, row_length = arrays["seed"], facts["row_length"]
-        rows = _decompress(arrays["rows"], len(seed) * row_length)
-        mission = _decompress(arrays["mission"], facts["mission_length"]).decode().split("\n")
-        rows = np.frombuffer(rows, np.uint8).reshape(len(seed), row_length)
-        return Levels(self.env_id, rows, np.array(mission), seed)
-
-    @contextlib.contextmanager
-    def _writer(self) -> Iterator[None]:
-        """Hold the directory's lock; another process that makes the same bank is waited for."""
-        while True:
-            with contextlib.ExitStack() as stack:
-                try:
-                    stack.enter_context(storage.lock(self.directory))
-                except Busy:
-                    time.sleep(0.1)
-                    continue
-                yield
-                return
-
-
-def _decompress(content: NDArray[np.uint8], size: int) -> bytes:
-    """Never more than the size that the manifest states."""
-    return zlib.decompressobj().decompress(content.tobytes(), size)
-
-
-class EndlessReset(EnvironmentFailed):
-    """Some seeds send minigrid's level generator round in circles, looking for a place where there is none."""
-
-
-def _reset(env: gymnasium.Env, seed: int) -> None:
-    """`env.reset(seed=seed)`, given up after MAX_DRAWS: unlike a time limit, that always hits the same seeds."""
-    if not isinstance(env.unwrapped, MiniGridEnv):
-        raise _refusal(env, f"{type(env.unwrapped).__name__} is not a MiniGrid or BabyAI environment")
-    u = cast(Any, env.unwrapped)
-    name = env.spec.id if env.spec else type(u).__name__
-    draw, left = u._rand_int, itertools.repeat(None, MAX_DRAWS)
-
-    def counted(low: int, high: int) -> int:
-        for _ in left:
-            return draw(low, high)
-        raise EndlessReset(f"{name}: reset(seed={seed}) does not end: minigrid has no level for this seed.")
-
-    u._rand_int = counted
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
-            env.reset(seed=seed)
-    except EndlessReset:
-        raise
-    except Exception as error:
-        raise EnvironmentFailed(f"{name}: reset(seed={seed}) raised {type(error).__name__}: {error}") from error
-    finally:
-        del u._rand_int

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.envs import engine, missions
-from headstart.envs.levels import Levels
+from headstart.envs.banks import Levels
 
 __all__ = ["Actor", "GridStates", "Obs", "Simulator", "States", "push", "uniform_actor"]
 

@@ -23,8 +23,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from headstart.envs import engine, missions
+from headstart.envs.banks import Levels, bank
 from headstart.envs.errors import DataError, UsageError
-from headstart.envs.levels import Levels, bank
 from headstart.envs.simulator import GridStates, Obs, Simulator
 
 __all__ = ["Advance", "Episodes", "HeadstartVecEnv", "HeadstartVectorEnv", "make_vec_env"]

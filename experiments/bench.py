@@ -45,7 +45,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from headstart.envs import HeadstartVecEnv, Simulator, bank, branch, collect_demos, engine, make_vec_env, missions
-from headstart.envs.levels import export_level, import_level, import_seeds
+from headstart.envs.banks import import_seeds
+from headstart.envs.levels import export_level, import_level
 from headstart.envs.simulator import GridStates, Obs
 from headstart.envs.transitions import Demos
 from headstart.experiments.runlog import write_rows

@@ -181,7 +181,7 @@ def _report_next(target: str, mode: str, compiled: bool) -> None:
     """A few lines of Python that run as they are printed."""
     if compiled and not _names_function(target):
         code = [
-            "from headstart.envs.levels import bank",
+            "from headstart.envs.banks import bank",
             "from headstart.envs.simulator import GridStates, Simulator",
             f'states = GridStates.of(bank("{target}", "train", 1000))',
         ]

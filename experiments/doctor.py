@@ -127,7 +127,7 @@ def _compiled() -> str:
 
 
 def _levels() -> str:
-    from headstart.envs.levels import default_cache
+    from headstart.envs.banks import default_cache
 
     directory = default_cache()
     check_writable(directory, "the cache of levels (HEADSTART_CACHE)")

@@ -36,9 +36,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from headstart.envs import storage
+from headstart.envs.banks import Levels, bank
 from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, save_demos
 from headstart.envs.errors import DataError, UsageError
-from headstart.envs.levels import Levels, bank
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments.runlog import RunLog, flat, write_rows

@@ -11,10 +11,11 @@ import gymnasium
 import numpy as np
 import pytest
 
-from headstart.envs import collect, engine, levels, storage
+from headstart.envs import banks, collect, engine, storage
+from headstart.envs.banks import bank, import_seeds
 from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, practise, replay, save_demos
 from headstart.envs.errors import DataError, UsageError
-from headstart.envs.levels import bank, export_level, import_seeds, level_hash
+from headstart.envs.levels import export_level, level_hash
 from headstart.envs.simulator import GridStates, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 
@@ -94,12 +95,12 @@ def test_demonstrations_are_drawn_by_their_seed_from_their_split(cache: Path, de
     assert set(others.seed.tolist()) != set(demos.seed.tolist())
     for split in ("train", "validation", "test"):
         drawn = collect_demos(DOOR_KEY, 2, split=split, cache=cache)
-        assert set(levels.split_of(level_hash(import_seeds(DOOR_KEY, drawn.seed.tolist()).rows))) == {split}
+        assert set(banks.split_of(level_hash(import_seeds(DOOR_KEY, drawn.seed.tolist()).rows))) == {split}
 
 
 def test_splits_share_no_level(cache: Path) -> None:
     """Not one of the levels that are trained, validated or tested on is the same as another split's."""
-    hashes = {split: set(level_hash(bank(DOOR_KEY, split, 300, cache=cache).rows).tolist()) for split in levels.SPLITS}
+    hashes = {split: set(level_hash(bank(DOOR_KEY, split, 300, cache=cache).rows).tolist()) for split in banks.SPLITS}
     assert all(hashes.values())
     assert sum(map(len, hashes.values())) == len(set().union(*hashes.values()))
 
@@ -211,7 +212,7 @@ def test_another_level_is_refused(demos: Demos, tmp_path: Path) -> None:
 
 def test_another_minigrid_is_refused(demos: Demos, tmp_path: Path) -> None:
     path = saved(tmp_path / "demos.npz", demos, meta={"minigrid": "2.9.9"})
-    refused(path, "minigrid 2.9.9", levels.version("minigrid"), "minigrid==2.9.9")
+    refused(path, "minigrid 2.9.9", banks.version("minigrid"), "minigrid==2.9.9")
 
 
 def test_an_episode_that_ends_early_is_refused(demos: Demos, tmp_path: Path) -> None:

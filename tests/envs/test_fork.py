@@ -12,10 +12,10 @@ import pytest
 from gymnasium import spaces
 from minigrid.envs.doorkey import DoorKeyEnv
 
+from headstart.envs.banks import import_seeds
 from headstart.envs.errors import DataError, Diverged, EnvironmentFailed, UsageError
 from headstart.envs.experts import expert_for
 from headstart.envs.fork import MODES, CopiedStates, Episode, FrameReader, choose_fork_mode
-from headstart.envs.levels import import_seeds
 from headstart.envs.simulator import GridStates, Simulator
 
 DOOR_KEY = "MiniGrid-DoorKey-5x5-v0"

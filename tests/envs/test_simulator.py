@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from headstart.envs import engine, missions
-from headstart.envs.levels import import_seeds
+from headstart.envs.banks import import_seeds
 from headstart.envs.simulator import GridStates, Obs, Simulator, push, uniform_actor
 
 EMPTY = "MiniGrid-Empty-5x5-v0"

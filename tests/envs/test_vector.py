@@ -16,8 +16,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from headstart.envs import engine, missions
+from headstart.envs.banks import import_seeds
 from headstart.envs.errors import DataError, UsageError
-from headstart.envs.levels import import_seeds
 from headstart.envs.simulator import GridStates, Simulator, push
 from headstart.envs.vector import HeadstartVecEnv, HeadstartVectorEnv, make_vec_env
 

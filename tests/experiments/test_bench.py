@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from headstart.envs import HeadstartVecEnv, collect_demos, engine, missions
-from headstart.envs.levels import import_level, import_seeds
+from headstart.envs.banks import import_seeds
+from headstart.envs.levels import import_level
 from headstart.experiments import bench
 from headstart.experiments.bench_imitation import flat_policy
 from headstart.models.policy import FrameHistoryExtractor, as_tensors

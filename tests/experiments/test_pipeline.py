@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from headstart.envs import collect, engine, storage
+from headstart.envs.banks import Levels, import_seeds, split_of
 from headstart.envs.errors import Busy, DataError, UsageError
-from headstart.envs.levels import Levels, import_seeds, level_hash, split_of
+from headstart.envs.levels import level_hash
 from headstart.envs.simulator import GridStates, Simulator
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import pipeline

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from headstart.envs import engine
-from headstart.envs.levels import import_seeds
+from headstart.envs.banks import import_seeds
 from headstart.models.encoders import CELL_PARTS, CELLS, VIEW, ViewEncoder, cell_classes, cell_table, distinct_rows
 
 SMALL_BYTES = arrays(np.uint8, st.tuples(st.integers(0, 40), st.integers(1, 12)), elements=st.integers(0, 3))
