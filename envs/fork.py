@@ -12,131 +12,33 @@ assumed: episodes of random actions are played and forked on the way, and copies
 originals have to show what the same episode showed without forks. An environment that draws random numbers
 from a place that its copies share, such as `np.random`, fails this. So does one that does not repeat itself.
 
-Legend: N states, F bytes of a frame, L mission tokens.
+N is the number of states.
 """
 
-import contextlib
 import copy
-import functools
 import hashlib
-import io
-import pickle
 import random
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from minigrid.core.mission import MissionSpace
 from numpy.typing import NDArray
 
-from headstart.envs import engine, missions
-from headstart.envs.errors import Diverged, EnvironmentFailed, UsageError
+from headstart.envs import engine
+from headstart.envs.episode import MODES, Episode, ForkMode, MakeEnv, env_name, make
+from headstart.envs.errors import EnvironmentFailed, UsageError
+from headstart.envs.frames import FrameReader
 
-__all__ = [
-    "CopiedStates",
-    "Episode",
-    "ForkMode",
-    "ForkReport",
-    "FrameReader",
-    "choose_fork_mode",
-    "discrete_actions",
-]
+__all__ = ["CopiedStates", "ForkReport", "choose_fork_mode", "discrete_actions"]
 
-MakeEnv = Callable[[], gymnasium.Env]
-ForkMode = Literal["deepcopy", "pickle", "replay"]
-MODES: tuple[ForkMode, ...] = get_args(ForkMode)
-SHOWN_ACTIONS = 30  # of the actions that led to an error
 ALTERNATIVES = 4  # copies of one state that are timed, about as many as an agent has actions
 MIN_EPISODES, MAX_EPISODES = 2, 20  # of the self-check
 UNREADABLE = "unreadable"
-
-
-# ---- one environment ----
-class Episode:
-    """A Python environment in the middle of an episode, with the seed and the actions that led there.
-
-    `reward` is what the environment returned, and is not looked at here. A `shared` episode is held by
-    several states and never stepped again: who wants to go on forks it first.
-    """
-
-    def __init__(self, make_env: MakeEnv, seed: int) -> None:
-        self.make_env, self.seed = make_env, seed
-        self.actions: list[Any] = []
-        self.reward: Any = 0.0
-        self.terminated = self.truncated = self.shared = False
-        self._pickled: bytes | None = None
-        self.env = _make(make_env)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
-                self.obs, self.info = self.env.reset(seed=seed)
-        except Exception as error:
-            raise self.failed("reset()", error) from error
-
-    @property
-    def name(self) -> str:
-        return _name(self.env)
-
-    @property
-    def ended(self) -> bool:
-        return self.terminated or self.truncated
-
-    def step(self, action: Any) -> None:
-        self._pickled = None
-        try:
-            self.obs, self.reward, terminated, truncated, self.info = self.env.step(action)
-        except Exception as error:
-            raise self.failed(f"step({action})", error) from error
-        self.actions.append(action)
-        self.terminated, self.truncated = bool(terminated), bool(truncated)
-
-    def fork(self, mode: ForkMode) -> "Episode":
-        """Another environment in the same state. Raises whatever the environment raises when it is copied."""
-        if mode == "replay":
-            other = Episode(self.make_env, self.seed)
-            for action in self.actions:
-                other.step(action)
-            return other
-        other = copy.copy(self)
-        other.shared, other._pickled, other.actions = False, None, list(self.actions)
-        if mode == "deepcopy":
-            other.env = copy.deepcopy(self.env)
-        else:
-            self._pickled = self._pickled or pickle.dumps(self.env, pickle.HIGHEST_PROTOCOL)
-            other.env = pickle.loads(self._pickled)  # noqa: S301  these bytes have never left this process
-        return other
-
-    def failed(self, what: str, why: object) -> EnvironmentFailed:
-        """The error that says where this environment failed."""
-        why = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
-        return EnvironmentFailed(f"{self.name}: {what} failed {self.where()}: {why}")
-
-    def where(self) -> str:
-        actions = ", ".join(map(str, self.actions[-SHOWN_ACTIONS:]))
-        after = f" after the actions {'... ' * (len(self.actions) > SHOWN_ACTIONS)}{actions}" if actions else ""
-        return f"in the episode of seed {self.seed}, step {len(self.actions)}{after}"
-
-
-def _make(make_env: MakeEnv) -> gymnasium.Env:
-    try:
-        env = make_env()
-    except Exception as error:
-        raise EnvironmentFailed(f"make_env() raised {type(error).__name__}: {error}") from error
-    if not isinstance(env, gymnasium.Env):
-        raise UsageError(
-            f"make_env() returned a {type(env).__name__}, not a gymnasium.Env: "
-            "give a function without arguments that returns a new environment."
-        )
-    return env
-
-
-def _name(env: gymnasium.Env) -> str:
-    spec = env.unwrapped.spec
-    return spec.id if spec else type(env.unwrapped).__name__
 
 
 # ---- the self-check ----
@@ -210,7 +112,7 @@ def choose_fork_mode(
     if not speed:
         reasons = "".join(f"\n  {mode}: {why}" for mode, why in refused.items())
         raise EnvironmentFailed(
-            f"{_name(_make(make_env))} cannot be forked, because no copy of it is exact:{reasons}\n"
+            f"{env_name(make(make_env))} cannot be forked, because no copy of it is exact:{reasons}\n"
             "Keep all that changes in attributes of the environment, and none of it in modules or classes."
         )
     best = max(speed, key=lambda mode: speed[mode])
@@ -343,112 +245,6 @@ def _follow(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], hori
     return seconds
 
 
-# ---- what an agent sees ----
-class FrameReader:
-    """Turns the observations of an environment into frames (F,) and mission tokens (L,), both uint8.
-
-    MiniGrid's image and direction become the engine's packed frame, so that the same policy reads both. The
-    bytes of everything else follow one another: a Discrete observation as a little-endian number, counted
-    from its start, in as few bytes as the space needs; Box, MultiDiscrete and MultiBinary as they are stored.
-    So a float is four bytes of a frame, fit to be compared, and has to be viewed as float32 to be learned
-    from. Text has to be the entry `mission` and in MiniGrid's words; without it L is 0.
-    """
-
-    def __init__(self, env: gymnasium.Env, mission_length: int | None = None) -> None:
-        space = env.observation_space
-        entries = space.spaces if isinstance(space, spaces.Dict) else {}
-        self.has_mission = isinstance(entries.get("mission"), MissionSpace | spaces.Text)
-        self.mission_length = 0
-        if self.has_mission:
-            self.mission_length = _mission_length(env) if mission_length is None else mission_length
-        self.is_grid = (
-            self.has_mission
-            and set(entries) == {"image", "direction", "mission"}
-            and entries["image"].shape == (engine.VIEW, engine.VIEW, 3)
-            and entries["image"].dtype == np.uint8
-        )
-        self._parts = [part for part in _parts(space) if not (self.has_mission and part[0] == ("mission",))]
-        for path, part in self._parts:
-            if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-                name = "".join(f"[{key!r}]" for key in path)
-                raise UsageError(
-                    f"{_name(env)}: its observation{name} is a {type(part).__name__}, which no frame "
-                    "can hold. Use a wrapper that turns it into a Box or a Discrete."
-                )
-        self.width = engine.FRAME if self.is_grid else sum(_n_bytes(part) for _, part in self._parts)
-
-    def read(self, episode: Episode) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Frame and mission of what `episode` shows now."""
-        obs = episode.obs
-        mission = _tokens(obs["mission"], self.mission_length) if self.has_mission else np.zeros(0, np.uint8)
-        if self.is_grid:
-            return _packed(episode), mission
-        frame = [
-            _bytes(episode, part, functools.reduce(lambda o, key: o[key], path, obs)) for path, part in self._parts
-        ]
-        return np.concatenate(frame), mission
-
-
-def _parts(space: gymnasium.Space, path: tuple = ()) -> list[tuple[tuple, gymnasium.Space]]:
-    """The spaces that a space is made of, each with the keys that lead to it."""
-    if isinstance(space, spaces.Dict):
-        return [part for key, entry in space.spaces.items() for part in _parts(entry, (*path, key))]
-    if isinstance(space, spaces.Tuple):
-        return [part for key, entry in enumerate(space.spaces) for part in _parts(entry, (*path, key))]
-    return [(path, space)]
-
-
-def _number_type(space: spaces.Discrete) -> np.dtype:
-    return np.min_scalar_type(int(space.n) - 1).newbyteorder("<")
-
-
-def _n_bytes(space: gymnasium.Space) -> int:
-    if isinstance(space, spaces.Discrete):
-        return _number_type(space).itemsize
-    return int(np.prod(cast(tuple, space.shape))) * np.dtype(space.dtype).itemsize
-
-
-def _bytes(episode: Episode, space: gymnasium.Space, value: Any) -> NDArray[np.uint8]:
-    if isinstance(space, spaces.Discrete):
-        number = int(value) - int(space.start)
-        if not 0 <= number < space.n:
-            raise episode.failed("an observation", f"it is {value}, outside {space}")
-        return np.array([number], _number_type(space)).view(np.uint8)
-    array = np.asarray(value)
-    if array.shape != space.shape or not np.can_cast(array.dtype, cast(Any, space.dtype), "same_kind"):
-        raise episode.failed("an observation", f"it is {array.dtype} of shape {array.shape}, not {space}")
-    array = array.astype(space.dtype)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise Diverged(f"{episode.name}: an observation is not finite {episode.where()}: {array}")
-    return array.reshape(-1).view(np.uint8)
-
-
-def _packed(episode: Episode) -> NDArray[np.uint8]:
-    """The engine's frame: type * 18 + color * 3 + state of every cell, then the direction."""
-    image = episode.obs["image"].reshape(-1, 3)
-    limit = (256 // engine.TYPE_STEP, engine.TYPE_STEP // engine.COLOR_STEP, engine.COLOR_STEP)
-    if (image >= limit).any():
-        raise episode.failed("an image", "a cell has a type, color or state that minigrid does not have")
-    frame = np.empty(engine.FRAME, np.uint8)
-    frame[:-1] = image @ np.array([engine.TYPE_STEP, engine.COLOR_STEP, 1])
-    frame[-1] = episode.obs["direction"]
-    return frame
-
-
-@functools.lru_cache(1 << 16)
-def _tokens(mission: str, length: int) -> NDArray[np.uint8]:
-    return missions.encode(mission, length)
-
-
-def _mission_length(env: gymnasium.Env) -> int:
-    if env.unwrapped.spec is not None:
-        return missions.mission_length(env.unwrapped.spec.id)
-    raise UsageError(
-        f"{_name(env)}: how long its missions can be is unknown, as it was not made by gymnasium.make(). "
-        "Register it (gymnasium.register), or give mission_length, the words in its longest mission."
-    )
-
-
 # ---- N environments ----
 class CopiedStates:
     """N states of Python environments: the `States` of simulator.py for what the engine cannot run.
@@ -460,7 +256,7 @@ class CopiedStates:
         self, make_env: MakeEnv, seeds: Iterable[int], mode: ForkMode, *, mission_length: int | None = None
     ) -> None:
         """Environments at the start of their episodes; `mode` is what `choose_fork_mode` has proved exact."""
-        env = _make(make_env)
+        env = make(make_env)
         self.mode: ForkMode = mode
         self.n_actions, self._first_action = discrete_actions(env)
         self._reader = FrameReader(env, mission_length)
@@ -562,7 +358,7 @@ def discrete_actions(env: gymnasium.Env) -> tuple[int, int]:
     space = env.action_space
     if not isinstance(space, spaces.Discrete) or space.n > 255:
         raise UsageError(
-            f"{_name(env)}: its actions are {space}, but only a choice of up to 255 (Discrete) can "
+            f"{env_name(env)}: its actions are {space}, but only a choice of up to 255 (Discrete) can "
             "be branched. Use a wrapper that offers such a choice."
         )
     return int(space.n), int(space.start)

@@ -24,15 +24,10 @@ import minigrid.envs  # noqa: F401  registers the ids
 import numpy as np
 
 from headstart.envs import engine, levels
+from headstart.envs.episode import MODES, Episode
 from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError
-from headstart.envs.fork import (
-    MODES,
-    Episode,
-    ForkReport,
-    FrameReader,
-    choose_fork_mode,
-    discrete_actions,
-)
+from headstart.envs.fork import ForkReport, choose_fork_mode, discrete_actions
+from headstart.envs.frames import FrameReader
 
 __all__ = ["check", "load_target"]
 

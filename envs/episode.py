@@ -1,0 +1,103 @@
+"""One Python environment in the middle of an episode: stepped, forked, and named where it fails."""
+
+import contextlib
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import gymnasium
+
+from headstart.envs.errors import EnvironmentFailed, UsageError
+
+__all__ = ["MODES", "Episode", "ForkMode", "MakeEnv", "env_name", "make"]
+
+MakeEnv = Callable[[], gymnasium.Env]
+ForkMode = Literal["deepcopy", "pickle", "replay"]
+MODES: tuple[ForkMode, ...] = get_args(ForkMode)
+SHOWN_ACTIONS = 30  # of the actions that led to an error
+
+
+class Episode:
+    """A Python environment in the middle of an episode, with the seed and the actions that led there.
+
+    `reward` is what the environment returned, and is not looked at here. A `shared` episode is held by
+    several states and never stepped again: who wants to go on forks it first.
+    """
+
+    def __init__(self, make_env: MakeEnv, seed: int) -> None:
+        self.make_env, self.seed = make_env, seed
+        self.actions: list[Any] = []
+        self.reward: Any = 0.0
+        self.terminated = self.truncated = self.shared = False
+        self._pickled: bytes | None = None
+        self.env = make(make_env)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
+                self.obs, self.info = self.env.reset(seed=seed)
+        except Exception as error:
+            raise self.failed("reset()", error) from error
+
+    @property
+    def name(self) -> str:
+        return env_name(self.env)
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
+
+    def step(self, action: Any) -> None:
+        self._pickled = None
+        try:
+            self.obs, self.reward, terminated, truncated, self.info = self.env.step(action)
+        except Exception as error:
+            raise self.failed(f"step({action})", error) from error
+        self.actions.append(action)
+        self.terminated, self.truncated = bool(terminated), bool(truncated)
+
+    def fork(self, mode: ForkMode) -> "Episode":
+        """Another environment in the same state. Raises whatever the environment raises when it is copied."""
+        if mode == "replay":
+            other = Episode(self.make_env, self.seed)
+            for action in self.actions:
+                other.step(action)
+            return other
+        other = copy.copy(self)
+        other.shared, other._pickled, other.actions = False, None, list(self.actions)
+        if mode == "deepcopy":
+            other.env = copy.deepcopy(self.env)
+        else:
+            self._pickled = self._pickled or pickle.dumps(self.env, pickle.HIGHEST_PROTOCOL)
+            other.env = pickle.loads(self._pickled)  # noqa: S301  these bytes have never left this process
+        return other
+
+    def failed(self, what: str, why: object) -> EnvironmentFailed:
+        """The error that says where this environment failed."""
+        why = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
+        return EnvironmentFailed(f"{self.name}: {what} failed {self.where()}: {why}")
+
+    def where(self) -> str:
+        actions = ", ".join(map(str, self.actions[-SHOWN_ACTIONS:]))
+        after = f" after the actions {'... ' * (len(self.actions) > SHOWN_ACTIONS)}{actions}" if actions else ""
+        return f"in the episode of seed {self.seed}, step {len(self.actions)}{after}"
+
+
+def make(make_env: MakeEnv) -> gymnasium.Env:
+    """The environment that `make_env()` makes. Raises EnvironmentFailed or UsageError if it makes none."""
+    try:
+        env = make_env()
+    except Exception as error:
+        raise EnvironmentFailed(f"make_env() raised {type(error).__name__}: {error}") from error
+    if not isinstance(env, gymnasium.Env):
+        raise UsageError(
+            f"make_env() returned a {type(env).__name__}, not a gymnasium.Env: "
+            "give a function without arguments that returns a new environment."
+        )
+    return env
+
+
+def env_name(env: gymnasium.Env) -> str:
+    """Its id, or its class if it has none."""
+    spec = env.unwrapped.spec
+    return spec.id if spec else type(env.unwrapped).__name__
