@@ -45,7 +45,8 @@ def push(obs: Obs, action: NDArray, frame: NDArray[np.uint8]) -> Obs:
 class States(Protocol):
     """N environment states without memory."""
 
-    n_actions: int
+    @property
+    def n_actions(self) -> int: ...
 
     def take(self, index: NDArray[np.int64]) -> Self:
         """Copies of the states at ``index``."""
@@ -69,10 +70,12 @@ class States(Protocol):
 class GridStates:
     """MiniGrid and BabyAI states as rows of the engine: a copy of a state is a copy of its bytes."""
 
-    n_actions = engine.N_ACTIONS
-
     def __init__(self, rows: NDArray[np.uint8], mission: NDArray[np.uint8]):
         self.rows, self._mission = rows, mission
+
+    @property
+    def n_actions(self) -> int:
+        return engine.n_actions(self.rows)
 
     @classmethod
     def of(cls, levels: Levels) -> "GridStates":

@@ -140,7 +140,7 @@ class Episodes:
     def _observation_space(self) -> spaces.Dict:
         """Two-dimensional frames: Stable-Baselines3 transposes and scales three-dimensional bytes."""
         obs = {name: value.shape[1:] for name, value in self.simulator.observe().items()}
-        high = {"frames": 255, "actions": engine.N_ACTIONS, "mission": len(missions.VOCABULARY) - 1}
+        high = {"frames": 255, "actions": self.simulator.n_actions, "mission": len(missions.VOCABULARY) - 1}
         return spaces.Dict({name: spaces.Box(0, high[name], shape, np.uint8) for name, shape in obs.items()})
 
 
@@ -162,7 +162,7 @@ class HeadstartVecEnv(Episodes, VecEnv):
                 "empty array. Use history >= 1, with a policy that does not look at the past."
             )
         Episodes.__init__(self, levels, n_envs, np.random.default_rng(seed), history=history, horizon=horizon)
-        VecEnv.__init__(self, n_envs, self._observation_space(), spaces.Discrete(engine.N_ACTIONS))
+        VecEnv.__init__(self, n_envs, self._observation_space(), spaces.Discrete(self.simulator.n_actions))
         self.spec = gymnasium.spec(levels.env_id)
 
     def reset(self) -> Obs:  # type: ignore[override]
@@ -222,7 +222,7 @@ class HeadstartVectorEnv(Episodes, VectorEnv):
         self.num_envs, self.spec = n_envs, gymnasium.spec(levels.env_id)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.single_observation_space = self._observation_space()
-        self.single_action_space = spaces.Discrete(engine.N_ACTIONS)
+        self.single_action_space = spaces.Discrete(self.simulator.n_actions)
         self.observation_space = batch_space(self.single_observation_space, n_envs)
         self.action_space = batch_space(self.single_action_space, n_envs)
 

@@ -284,6 +284,15 @@ def test_own_states_are_branched_as_exported_levels_are() -> None:
             assert_equal(b.future[i, k, 0], python_frame(fork))
 
 
+def test_only_actions_that_exist_are_tried() -> None:
+    """Dynamic-Obstacles has three, and a fourth would be a second left."""
+    levels = import_seeds("MiniGrid-Dynamic-Obstacles-5x5-v0", range(3))
+    found = branch(Simulator(GridStates.of(levels), history=2, horizon=9))
+    assert found.action.tolist() == [[[0], [1], [2]]] * 3
+    assert (found.obs["actions"] == 3).all()
+    assert found.env_steps == 9
+
+
 def test_a_branch_goes_on_with_the_agents_own_actions(demos: Demos) -> None:
     """The actor is asked at every step after the first, with what it would remember there."""
     b = branch(demos, horizon=4, actor=decided)

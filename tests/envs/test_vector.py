@@ -68,7 +68,7 @@ def test_as_minigrid_does(env_id: str, horizon: int | None, expected: set[str]) 
             first, _ = pythons[i].reset(seed=int(levels.seed[env.level[i]]))
             assert_equal(obs["frames"][i, -1], python_frame(first))
             assert_equal(missions.decode(obs["mission"][i]), first["mission"].lower())
-        action = rng.integers(engine.N_ACTIONS, size=4)
+        action = rng.integers(env.action_space.n, size=4)
         if rng.random() < 0.5:  # otherwise it mostly turns on the spot
             action[:] = engine.FORWARD
         obs, reward, done, infos = env.step(action)
@@ -105,6 +105,17 @@ def test_success_in_the_last_step_is_no_time_limit(horizon: int | None, last: in
     assert infos[0]["is_success"] is not truncated
     assert reward[0] == (0 if truncated else np.float32(1 - 0.9 * 5 / 100))
     assert infos[0]["episode"]["r"] == pytest.approx(reward[0])
+
+
+@pytest.mark.parametrize("env_id", ["MiniGrid-Dynamic-Obstacles-5x5-v0", "MiniGrid-DoorKey-5x5-v0"])
+def test_the_actions_are_minigrids(env_id: str) -> None:
+    """Before the start of an episode the last actions are the number after the last one."""
+    space, levels = gymnasium.make(env_id).action_space, import_seeds(env_id, range(4))
+    env, vector = HeadstartVecEnv(levels, 2), HeadstartVectorEnv(levels, 2)
+    assert env.action_space == space
+    assert vector.single_action_space == space
+    assert env.observation_space["actions"].high.max() == space.n  # type: ignore[index]
+    assert (env.reset()["actions"] == space.n).all()
 
 
 # ---- autoreset ----
