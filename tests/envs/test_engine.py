@@ -4,8 +4,10 @@ import contextlib
 import copy
 import io
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -449,3 +451,30 @@ def test_compiling_is_announced_once(tmp_path) -> None:
         assert run.stdout == ""
         said.append(run.stderr.count("compiling"))
     assert said == [1, 0]
+
+
+@pytest.mark.slow
+def test_where_no_cache_can_be_written_it_compiles_and_says_so(tmp_path) -> None:
+    """A copy of the package with a file where its __pycache__ would be; not even root can make a directory there."""
+    source, file = Path(engine.__file__).parent, tmp_path / "file"
+    copied = tmp_path / "headstart" / "envs"
+    shutil.copytree(source, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (file, copied / "__pycache__"):
+        path.touch()
+    code = (
+        "import sys\n"
+        "from headstart.envs import banks, engine\n"
+        "rows = banks.import_seeds('MiniGrid-DoorKey-8x8-v0', [0]).rows\n"
+        "print('imported', file=sys.stderr)\n"
+        "engine.step(rows, rows[:, 0] * 0)\n"
+        "print(engine.__file__, engine._step_rows.stats.cache_path, rows.tobytes().hex(), sep='\\n')\n"
+    )
+    nowhere = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), str(file / "cache"))
+    environment = {**os.environ, **nowhere, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    rows = banks.import_seeds("MiniGrid-DoorKey-8x8-v0", [0]).rows
+    engine.step(rows, np.array([engine.LEFT]))
+    assert run.stdout.split() == [str(copied / "engine.py"), "None", rows.tobytes().hex()]
+    assert run.stderr.count("headstart: compiling the engine, once") == 1
+    assert run.stderr.index("imported") < run.stderr.index("compiling")
