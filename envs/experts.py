@@ -49,6 +49,7 @@ from minigrid.utils.baby_ai_bot import (
     Subgoal,
 )
 
+from headstart.envs import variants  # noqa: F401  registers our own ids
 from headstart.envs.errors import UsageError
 
 Cell = tuple[int, int]

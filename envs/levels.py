@@ -42,7 +42,7 @@ from minigrid.envs.unlockpickup import UnlockPickupEnv
 from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
-from headstart.envs import engine
+from headstart.envs import engine, variants  # noqa: F401  variants: registers our own ids
 from headstart.envs.engine import Rows, state_hash
 from headstart.envs.errors import DataError, EnvironmentFailed, UsageError
 

@@ -16,6 +16,7 @@ import minigrid.envs  # noqa: F401  registers the ids
 import numpy as np
 from minigrid.core.mission import MissionSpace
 
+from headstart.envs import variants  # noqa: F401  registers our own ids
 from headstart.envs.errors import DataError, UsageError
 
 PADDING = ""

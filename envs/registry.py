@@ -1,8 +1,25 @@
-"""The environments that have a script of their own, one row each. Light to import: the command line reads it."""
+"""The environments that have a script of their own, one row each. Light to import: the command line reads it.
+
+What was measured (lengths, successes, horizons) is in experiments/results/environments.csv, and is made again by
+`python experiments/measure.py`; a test compares.
+"""
 
 from dataclasses import dataclass
 
-__all__ = ["ENVIRONMENTS", "Environment"]
+__all__ = ["ENVIRONMENTS", "Environment", "Variant"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An out-of-distribution variant: nothing is trained on it, policies are only tried there.
+
+    differs: how it differs from the environment that policies were trained in.
+    horizon: step limit, as of an environment.
+    """
+
+    id: str
+    differs: str
+    horizon: int
 
 
 @dataclass(frozen=True)
@@ -11,22 +28,30 @@ class Environment:
 
     name: what the command line calls it, and the name of its script in experiments/.
     id: its Gymnasium id. stands_for: what makes it hard.
-    expert: the program that demonstrates. expert_length: its median number of steps.
-    horizon: step limit of an episode here, a stated multiple of the expert's length.
-    budget: demonstrations in an experiment. history: earlier frames in an observation.
-    study: whether it is one of the eight of the study. ood: ids of its out-of-distribution variants.
+    study: whether it is one of the eight of the study.
+    expert: the program that demonstrates. expert_length: its median number of steps. expert_success: share of
+    levels that it solves within the horizon, before failures are dropped.
+    random_success: share that uniformly random actions solve within the horizon.
+    horizon: step limit of an episode: four times the expert's length, or minigrid's own limit if that is lower.
+    history: earlier frames in an observation. budget: demonstrations in an experiment.
+    mission_words: of the longest mission. n_actions: actions to choose from.
+    ood: its out-of-distribution variants.
     """
 
     name: str
     id: str
     stands_for: str
-    expert: str
-    expert_length: int
-    horizon: int
-    budget: int
-    history: int
     study: bool
-    ood: tuple[str, ...] = ()
+    expert: str
+    expert_length: float
+    expert_success: float
+    random_success: float
+    horizon: int
+    history: int
+    budget: int
+    mission_words: int
+    n_actions: int
+    ood: tuple[Variant, ...] = ()
 
 
 ENVIRONMENTS = {
@@ -36,12 +61,163 @@ ENVIRONMENTS = {
             name="door_key",
             id="MiniGrid-DoorKey-8x8-v0",
             stands_for="the five-minute example: fetch a key, open a door, reach a goal",
+            study=False,
             expert="bot",
             expert_length=23,
-            horizon=92,  # four times the expert's length
-            budget=16,
+            expert_success=1.0,
+            random_success=0.0,
+            horizon=92,
             history=4,
-            study=False,
+            budget=16,
+            mission_words=13,
+            n_actions=7,
+        ),
+        Environment(
+            name="key_corridor",
+            id="MiniGrid-KeyCorridorS3R3-v0",
+            stands_for="search rooms for a key, use it, deliver what was locked away",
+            study=True,
+            expert="bot",
+            expert_length=58,
+            expert_success=1.0,
+            random_success=0.0,
+            horizon=232,
+            history=4,
+            budget=64,
+            mission_words=5,
+            n_actions=7,
+            ood=(
+                Variant("MiniGrid-KeyCorridorS4R3-v0", "rooms of 4 x 4 instead of 3 x 3", 300),
+                Variant("MiniGrid-KeyCorridorS5R3-v0", "rooms of 5 x 5 instead of 3 x 3", 300),
+            ),
+        ),
+        Environment(
+            name="fetch",
+            id="Headstart-Fetch-8x8-N3-v0",
+            stands_for="choose by attributes; whatever is picked up is final",
+            study=True,
+            expert="bot",
+            expert_length=6,
+            expert_success=1.0,
+            random_success=0.0,
+            horizon=24,
+            history=4,
+            budget=200,
+            mission_words=6,
+            n_actions=7,
+            ood=(
+                Variant("Headstart-Fetch-12x12-N6-v0", "a larger room, 6 objects instead of 3", 40),
+                Variant("Headstart-Fetch-8x8-N3-HeldOut-v0", "the target is a red ball or blue key: never shown", 24),
+            ),
+        ),
+        Environment(
+            name="blocked_unlock",
+            id="MiniGrid-BlockedUnlockPickup-v0",
+            stands_for="a fixed procedure with tools: clear the way, unlock, swap key for box",
+            study=True,
+            expert="bot",
+            expert_length=35,
+            expert_success=1.0,
+            random_success=0.0,
+            horizon=140,
+            history=4,
+            budget=64,
+            mission_words=5,
+            n_actions=7,
+            ood=(Variant("Headstart-BlockedUnlockPickup-S8-v0", "rooms of 8 x 8 instead of 6 x 6", 200),),
+        ),
+        Environment(
+            name="multi_room",
+            id="MiniGrid-MultiRoom-N4-S5-v1",
+            stands_for="a long plan through four rooms, from few demonstrations",
+            study=True,
+            expert="bot",
+            expert_length=23,
+            expert_success=1.0,
+            random_success=0.0,
+            horizon=80,
+            history=4,
+            budget=16,
+            mission_words=8,
+            n_actions=7,
+            ood=(
+                Variant("MiniGrid-MultiRoom-N6-v0", "six rooms of up to 10 x 10 instead of four of up to 5 x 5", 120),
+            ),
+        ),
+        Environment(
+            name="memory",
+            id="MiniGrid-MemoryS13Random-v0",
+            stands_for="gather evidence, keep it in mind, answer once; a wrong answer is final",
+            study=True,
+            expert="memory planner",
+            expert_length=15,
+            expert_success=1.0,
+            random_success=0.0,
+            horizon=60,
+            history=24,
+            budget=64,
+            mission_words=11,
+            n_actions=7,
+            ood=(Variant("MiniGrid-MemoryS17Random-v0", "a hallway of up to 17 cells instead of 13", 80),),
+        ),
+        Environment(
+            name="synth",
+            id="Headstart-SynthS5R2-v0",
+            stands_for="four verbs with typed arguments, in instructions of one clause",
+            study=True,
+            expert="bot",
+            expert_length=20,
+            expert_success=1.0,
+            random_success=0.0,
+            horizon=80,
+            history=4,
+            budget=500,
+            mission_words=9,
+            n_actions=7,
+            ood=(
+                Variant("BabyAI-Synth-v0", "3 x 3 rooms of 8 x 8 instead of 3 x 2 of 5 x 5", 160),
+                Variant("BabyAI-SynthLoc-v0", "as Synth, and objects are described by where they are", 160),
+                Variant("Headstart-SynthS5R2-HeldOut-v0", '"pick up ... box" and "go to ... key": never shown', 80),
+            ),
+        ),
+        Environment(
+            name="dynamic_obstacles",
+            id="MiniGrid-Dynamic-Obstacles-8x8-v0",
+            stands_for="others move too, harm is final, and futures are random",
+            study=True,
+            expert="planner",
+            expert_length=12,
+            expert_success=1.0,
+            random_success=0.0,
+            horizon=48,
+            history=4,
+            budget=32,
+            mission_words=6,
+            n_actions=3,
+            ood=(
+                Variant("MiniGrid-Dynamic-Obstacles-16x16-v0", "16 x 16 cells with 8 obstacles, not 8 x 8 with 4", 110),
+            ),
+        ),
+        Environment(
+            name="mini_boss",
+            id="BabyAI-MiniBossLevel-v0",
+            stands_for="open, mixed, long instructions, with doors to unlock on the way",
+            study=True,
+            expert="bot",
+            expert_length=25,
+            expert_success=1.0,
+            random_success=0.0,
+            horizon=100,
+            history=4,
+            budget=500,
+            mission_words=72,
+            n_actions=7,
+            ood=(
+                Variant(
+                    "BabyAI-BossLevelNoUnlock-v0", "3 x 3 rooms of 8 x 8 instead of 2 x 2 of 5 x 5; none locked", 300
+                ),
+                Variant("BabyAI-BossLevel-v0", "3 x 3 rooms of 8 x 8 instead of 2 x 2 of 5 x 5", 300),
+            ),
         ),
     )
 }

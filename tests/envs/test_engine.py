@@ -21,25 +21,18 @@ from minigrid.envs.dynamicobstacles import DynamicObstaclesEnv
 
 from headstart.envs import banks, engine, experts, levels
 from headstart.envs.errors import DataError, UsageError
+from headstart.envs.registry import ENVIRONMENTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 
-# Every registered id but MiniGrid-WFC, whose pictures minigrid 3.2 forgets to install.
-IDS = sorted(i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-")) and "-WFC-" not in i)
+# Every registered id, our own too, but MiniGrid-WFC, whose pictures minigrid 3.2 forgets to install.
+IDS = sorted(i for i in gymnasium.registry if i.startswith(("MiniGrid-", "BabyAI-", "Headstart-")) and "-WFC-" not in i)
 OBSTACLE_IDS = [i for i in IDS if "Dynamic-Obstacles" in i]
-STUDY_IDS = [
-    "MiniGrid-KeyCorridorS3R3-v0",
-    "MiniGrid-Fetch-8x8-N3-v0",
-    "MiniGrid-BlockedUnlockPickup-v0",
-    "MiniGrid-MultiRoom-N4-S5-v1",
-    "MiniGrid-MemoryS13Random-v0",
-    "BabyAI-SynthS5R2-v0",
-    "MiniGrid-Dynamic-Obstacles-8x8-v0",
-    "BabyAI-MiniBossLevel-v0",
-]
+STUDY_IDS = [row.id for row in ENVIRONMENTS.values() if row.study]
+OUR_IDS = [env_id for env_id in gymnasium.registry if env_id.startswith("Headstart-")]
 # One id for every rule and kind of instruction, for the tests that look at more than one step.
 FAMILIES = [
-    *STUDY_IDS,
+    *dict.fromkeys([*STUDY_IDS, *OUR_IDS]),
     "MiniGrid-DoorKey-8x8-v0",
     "MiniGrid-LavaCrossingS9N3-v0",
     "MiniGrid-ObstructedMaze-2Dlhb-v1",

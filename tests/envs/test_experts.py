@@ -17,19 +17,12 @@ from minigrid.envs.blockedunlockpickup import BlockedUnlockPickupEnv
 from headstart.envs import experts
 from headstart.envs.errors import UsageError
 from headstart.envs.experts import expert_for, known_experts
+from headstart.envs.registry import ENVIRONMENTS
 
-STUDY_IDS = [
-    "MiniGrid-KeyCorridorS3R3-v0",
-    "MiniGrid-Fetch-8x8-N3-v0",
-    "MiniGrid-BlockedUnlockPickup-v0",
-    "MiniGrid-MultiRoom-N4-S5-v1",
-    "MiniGrid-MemoryS13Random-v0",
-    "BabyAI-SynthS5R2-v0",
-    "MiniGrid-Dynamic-Obstacles-8x8-v0",
-    "BabyAI-MiniBossLevel-v0",
-]
+STUDY_IDS = [row.id for row in ENVIRONMENTS.values() if row.study]
+OUR_IDS = [env_id for env_id in gymnasium.registry if env_id.startswith("Headstart-")]
 FAMILIES = [
-    *STUDY_IDS,
+    *dict.fromkeys([*STUDY_IDS, *OUR_IDS]),
     "MiniGrid-DistShift1-v0",
     "MiniGrid-DoorKey-8x8-v0",
     "MiniGrid-Dynamic-Obstacles-Random-6x6-v0",

@@ -12,7 +12,7 @@ import pytest
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.missions import VOCABULARY, decode, encode, mission_length, words
 
-ALL_IDS = [env_id for env_id in gymnasium.registry if env_id.startswith(("MiniGrid-", "BabyAI-"))]
+ALL_IDS = [env_id for env_id in gymnasium.registry if env_id.startswith(("MiniGrid-", "BabyAI-", "Headstart-"))]
 NO_LEVELS = "MiniGrid-WFC"  # minigrid 3.2 is published without the pictures that these levels are made from
 
 
