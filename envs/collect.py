@@ -17,6 +17,7 @@ from headstart.envs import banks, storage
 from headstart.envs.banks import Levels, bank, import_seeds
 from headstart.envs.errors import DataError
 from headstart.envs.experts import expert_for
+from headstart.envs.instructions import altered
 from headstart.envs.levels import export_level
 from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
@@ -248,10 +249,22 @@ def practise(start: Simulator, actor: Actor, *, steps: int, rng: np.random.Gener
 
 # ---- evaluation ----
 def evaluate(
-    levels: Levels, actor: Actor, *, history: int, horizon: int, rng: np.random.Generator
+    levels: Levels,
+    actor: Actor,
+    *,
+    history: int,
+    horizon: int,
+    rng: np.random.Generator,
+    instruction: str = "given",
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Play every level once, all at the same time: success (N,) and length (N,) of each episode."""
-    simulator = Simulator(GridStates.of(levels), history=history, horizon=horizon)
+    """Play every level once, all at the same time: success (N,) and length (N,) of each episode.
+
+    ``instruction`` is "given", or one of instructions.ALTERATIONS: what the agent is told instead of the truth.
+    """
+    states = GridStates.of(levels)
+    if instruction != "given":
+        states = altered(states, instruction, rng)
+    simulator = Simulator(states, history=history, horizon=horizon)
     success, length = np.zeros(len(levels), np.bool_), np.zeros(len(levels), np.int64)
     playing = np.arange(len(levels))
     while len(playing):

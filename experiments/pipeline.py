@@ -8,7 +8,7 @@ seed; its artefact carries a key made of these, and the same command again skips
                                  versions.json      packages, commit, command (volatile)
                                  warm_start.*       weights (safetensors) and what the fit has cost (JSON)
                                  metrics.csv        losses of the fit
-                                 evaluation.json    success on test levels, greedy and sampled
+                                 evaluation.json    success on test levels, out of distribution, and with untrue instructions
                                  policy.*           weights after PPO, curve.csv, rl.csv
                                  summary.json       the row of the table
                                  events.out.*       TensorBoard (a view of the CSV files)
@@ -36,9 +36,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from headstart.envs import storage
-from headstart.envs.banks import Levels, bank
+from headstart.envs.banks import bank
 from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, save_demos
 from headstart.envs.errors import DataError, UsageError
+from headstart.envs.instructions import ALTERATIONS, has_instructions
+from headstart.envs.registry import Environment
+from headstart.envs.simulator import GridStates
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments.runlog import RunLog, flat, write_rows
@@ -81,7 +84,14 @@ class Experiment:
     env_id: str
     demos: int
     horizon: int
+    """Step limit of an episode."""
     history: int
+    """Earlier frames and actions in an observation."""
+    ood: dict[str, int]
+    """Ids of the out-of-distribution variants, each with its step limit."""
+    random_success: float
+    """Success of uniform actions and of the expert, between which success is scaled."""
+    expert_success: float
     arms: dict[str, Arm]
     rl: RL
     branch_horizon: int = 4
@@ -90,6 +100,33 @@ class Experiment:
     validation_levels: int = 300
     """Levels on which curves are drawn; test levels are played once, after the fit."""
     test_levels: int = 1000
+
+    @classmethod
+    def of(cls, env: Environment, arms: dict[str, Arm], rl: RL) -> "Experiment":
+        """What the registry says of an environment, with the arms and the fine-tuning of its script."""
+        return cls(
+            name=env.name,
+            env_id=env.id,
+            demos=env.budget,
+            horizon=env.horizon,
+            history=env.history,
+            ood={variant.id: variant.horizon for variant in env.ood},
+            random_success=env.random_success,
+            expert_success=env.expert_success,
+            arms=arms,
+            rl=rl,
+        )
+
+
+def main_arms(bc: BCConfig, bc_memory: int, reflect: ReflectionConfig, reflect_memory: int) -> dict[str, Arm]:
+    """The arms of the main job. ``bc_long`` is bc with as many updates as reflect; iwm ends with bc."""
+    return {
+        "scratch": Arm(None, bc_memory, rl=True),
+        "bc": Arm(bc, bc_memory, rl=True),
+        "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), bc_memory, rl=False),
+        "iwm": Arm(IWMConfig(bc=bc), bc_memory, rl=False),
+        "reflect": Arm(reflect, reflect_memory, rl=True),
+    }
 
 
 # ---- what the stages of one arm share ----
@@ -145,7 +182,7 @@ def run_arm(run: Run) -> dict[str, Any]:
         if arm.rl or storage.exists(directory / "policy.safetensors"):  # --no-rl does not undo what was done
             curve = fine_tune(run, model, cost["env_steps"])
             after = evaluate_policy(run, model, "evaluation_after_rl.json")
-            summary |= {f"rl_{name}": after[name] for name in ("success_sampled", "success_greedy")}
+            summary |= {f"rl_{name}": after[name] for name in after if name.startswith(("success", "ood"))}
             summary |= {**curve, "env_steps": cost["env_steps"] + curve["rl_steps"]}
         storage.save_json(directory / "summary.json", summary, kind="summary", schema=SCHEMA)
     run.progress(1.0)
@@ -209,16 +246,59 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
     return cost
 
 
+@dataclass(frozen=True)
+class Exam:
+    """One way to test a policy, each level once."""
+
+    levels: str
+    """An id; the levels are its test split."""
+    horizon: int
+    instruction: str
+    """"given", or what the agent is told instead of the truth."""
+    mode: str
+
+
+MODES = {"sampled": {}, "cool": {"temperature": 0.5}, "greedy": {"greedy": True}}
+
+
+def exams(experiment: Experiment) -> list[Exam]:
+    """In distribution in every mode, out of distribution, and with instructions that are not true."""
+    env_id, horizon = experiment.env_id, experiment.horizon
+    tests = [Exam(env_id, horizon, "given", mode) for mode in MODES]
+    tests += [Exam(id, limit, "given", mode) for id, limit in experiment.ood.items() for mode in ("sampled", "greedy")]
+    if has_instructions(GridStates.of(bank(env_id, "test", experiment.test_levels)).mission()):
+        tests += [Exam(env_id, horizon, alteration, "sampled") for alteration in ALTERATIONS]
+    return tests
+
+
 def evaluate_policy(run: Run, model: PPO, name: str) -> dict[str, Any]:
-    """Success on the test levels, sampled and greedy, each level once."""
+    """All exams; returns success and length on test levels, and mean success out of distribution."""
     path, experiment = run.directory / name, run.experiment
     if not storage.exists(path):
-        levels = bank(experiment.env_id, "test", experiment.test_levels)
-        result: dict[str, Any] = {"episodes": len(levels)}
-        for mode in ("sampled", "greedy"):
-            result[f"success_{mode}"], result[f"length_{mode}"] = _success(run, model, levels, greedy=mode == "greedy")
-        storage.save_json(path, result, kind="evaluation", schema=SCHEMA)
-    return storage.load_json(path, kind="evaluation", schema=SCHEMA)
+        rows = []
+        for exam in exams(experiment):
+            success, length = evaluate(
+                bank(exam.levels, "test", experiment.test_levels),
+                model.policy.actor(**MODES[exam.mode]),
+                history=experiment.history,
+                horizon=exam.horizon,
+                rng=np.random.default_rng([run.seed, 0xE7A1]),
+                instruction=exam.instruction,
+            )
+            levels = "test" if exam.levels == experiment.env_id else exam.levels
+            where = {"levels": levels, "instruction": exam.instruction, "mode": exam.mode}
+            found = {"episodes": len(success), "success": float(success.mean()), "length": float(length.mean())}
+            rows.append(where | found)
+        storage.save_json(path, {"rows": rows}, kind="evaluation", schema=2)
+    rows = storage.load_json(path, kind="evaluation", schema=2)["rows"]
+    given = [row for row in rows if row["instruction"] == "given"]
+    test = {row["mode"]: row for row in given if row["levels"] == "test"}
+    scores = {"episodes": test["sampled"]["episodes"]}
+    scores |= {f"{what}_{mode}": row[what] for mode, row in test.items() for what in ("success", "length")}
+    for mode in ("sampled", "greedy") if experiment.ood else ():
+        abroad = [row["success"] for row in given if row["levels"] != "test" and row["mode"] == mode]
+        scores[f"ood_{mode}"] = float(np.mean(abroad))
+    return scores
 
 
 def fine_tune(run: Run, model: PPO, spent: int) -> dict[str, Any]:
@@ -233,7 +313,15 @@ def fine_tune(run: Run, model: PPO, spent: int) -> dict[str, Any]:
     points: list[dict[str, Any]] = []
 
     def measure(rl_steps: int) -> None:
-        success, _ = _success(run, model, levels, greedy=False)
+        success = float(
+            evaluate(
+                levels,
+                model.policy.actor(),
+                history=run.experiment.history,
+                horizon=run.experiment.horizon,
+                rng=np.random.default_rng([run.seed, 0xE7A1]),
+            )[0].mean()
+        )
         started = rl_steps == 0 or model.warm_start_policy is None or model.actor_started_at is not None
         points.append(
             {"env_steps": spent + rl_steps, "rl_steps": rl_steps, "success": success, "actor_has_moved": started}
@@ -280,7 +368,7 @@ def _curve_facts(points: list[dict[str, Any]]) -> dict[str, Any]:
 def _describe(run: Run, scores: dict[str, Any], spent: int) -> None:
     """Configuration and test success of the warm start, for TensorBoard."""
     log = RunLog(run.directory, "evaluation")
-    test = {f"test/success_{mode}": scores[f"success_{mode}"] for mode in ("sampled", "greedy")}
+    test = {f"test/{name}": value for name, value in scores.items() if name.startswith(("success", "ood"))}
     log(spent, test)
     log.describe(run.config, test)
     log.close()
@@ -302,18 +390,6 @@ def _model(run: Run) -> PPO:
         policy_kwargs={"features_extractor_kwargs": extractor},
         **experiment.rl.settings,
     )
-
-
-def _success(run: Run, model: PPO, levels: Levels, *, greedy: bool) -> tuple[float, float]:
-    """Share of levels solved, and mean length of an episode."""
-    success, length = evaluate(
-        levels,
-        model.policy.actor(greedy=greedy),
-        history=run.experiment.history,
-        horizon=run.experiment.horizon,
-        rng=np.random.default_rng([run.seed, 0xE7A1]),
-    )
-    return float(success.mean()), float(length.mean())
 
 
 def _save_policy(model: PPO, path: Path) -> None:
@@ -413,6 +489,8 @@ def run_all(
     # Once, before the processes start, what they all read: levels and demonstrations.
     for split in ("train", "validation", "test"):
         bank(experiment.env_id, split, getattr(experiment, f"{split}_levels"))
+    for variant in experiment.ood:
+        bank(variant, "test", experiment.test_levels)
     for seed in seeds:
         demo_run = Run(experiment, next(iter(experiment.arms)), seed, out)
         with storage.lock(demo_run.demos_path.parent):

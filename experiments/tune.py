@@ -1,16 +1,22 @@
-"""Tune behaviour cloning on validation levels, so that it is a baseline worth beating.
+"""Tune behaviour cloning on validation levels, choose its budget of demonstrations, and look at what memory does to it.
 
-    python experiments/tune.py door_key
+    python experiments/tune.py settings key_corridor     -> results/key_corridor/tuning.csv
+    python experiments/tune.py budget key_corridor       -> results/key_corridor/budget.csv
+    python experiments/tune.py history key_corridor      -> results/key_corridor/history.csv
 
-Two passes: memory x label smoothing, then updates x weight decay at the best of the first. Every setting is fitted to
-the same draws of demonstrations, which no study uses (their seeds start at 1000). The best is the one with the highest
-mean success on validation levels in its better mode; test levels are not touched. All settings are written to
-experiments/results/<name>/tuning.csv, the worst ones too.
+The draws of demonstrations are of seeds that no study uses (from 1000 on), the levels are those of the validation split,
+and test levels are not touched. All rows are written, the worst ones too. A setting's score is its mean success over the
+draws, in its better mode.
+
+``settings`` goes through memory and augmentation, learning rate, then updates x weight decay, each at the best of what
+came before; the winner is what the environment's script should say. ``budget`` and ``history`` take bc as the script
+says it.
 """
 
 import argparse
 import multiprocessing
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib import import_module
@@ -28,31 +34,29 @@ from headstart.experiments.runlog import flat, write_rows
 from headstart.learners import LEARNERS, PPO, BCConfig
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SEEDS = (1000, 1001, 1002, 1003)
+SEEDS = (1000, 1001, 1002)
+LEVELS = 500  # of the validation split
+BUDGETS = (8, 16, 32, 64, 128, 256, 512, 1024)
+BAND = (0.3, 0.7)  # where the scaled success of bc leaves room on both sides
 
 
 def score(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
     """Success on validation levels, sampled and greedy, of one fit."""
     torch.set_num_threads(1)
-    env = make_vec_env(
-        experiment.env_id,
-        n_levels=experiment.train_levels,
-        history=experiment.history,
-        horizon=experiment.horizon,
-    )
-    model = PPO(env=env, seed=seed, policy_kwargs={"features_extractor_kwargs": {"memory": arm.memory}})
-    demos = collect_demos(
-        experiment.env_id, experiment.demos, seed=seed, history=experiment.history, horizon=experiment.horizon
-    )
+    history, horizon = experiment.history, experiment.horizon
+    env = make_vec_env(experiment.env_id, n_levels=experiment.train_levels, history=history, horizon=horizon)
+    memory = {"features_extractor_kwargs": {"memory": arm.memory}}
+    model = PPO(env=env, seed=seed, policy_kwargs=memory)
+    demos = collect_demos(experiment.env_id, experiment.demos, seed=seed, history=history, horizon=horizon)
     assert arm.learner is not None
     LEARNERS[type(arm.learner)](model.policy, arm.learner, seed=seed).fit(demos, branch(demos), env)  # type: ignore[arg-type]
-    levels = bank(experiment.env_id, "validation", 500)
+    levels = bank(experiment.env_id, "validation", LEVELS)
     sampled, greedy = (
         evaluate(
             levels,
             model.policy.actor(greedy=greedy),
-            history=experiment.history,
-            horizon=experiment.horizon,
+            history=history,
+            horizon=horizon,
             rng=np.random.default_rng(seed),
         )[0].mean()
         for greedy in (False, True)
@@ -60,48 +64,119 @@ def score(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
     return float(sampled), float(greedy)
 
 
-def try_all(experiment: Experiment, arms: list[Arm], processes: int) -> list[dict[str, Any]]:
-    """A row for each arm: its settings, and its mean success over the seeds."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context) as pool:
-        jobs = [[pool.submit(score, experiment, arm, seed) for seed in SEEDS] for arm in arms]
-        rows = []
-        for arm, futures in zip(tqdm(arms, unit="setting", disable=None), jobs, strict=True):
+class Trials:
+    """Fits of one experiment's arms in a pool of processes, all seeds of each."""
+
+    def __init__(self, experiment: Experiment, processes: int):
+        self.experiment, self.rows = experiment, []
+        self.pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+        for split in ("train", "validation"):
+            bank(experiment.env_id, split, 1)  # built before processes ask for it at the same time
+
+    def __call__(self, arms: Sequence[Arm], experiments: Sequence[Experiment] = ()) -> list[float]:
+        """The score of each arm (with the experiment at its place, if they are given); their rows are kept."""
+        which = experiments or [self.experiment] * len(arms)
+        jobs = [[self.pool.submit(score, e, arm, seed) for seed in SEEDS] for e, arm in zip(which, arms, strict=True)]
+        scores = []
+        for e, arm, futures in zip(which, tqdm(arms, unit="setting", disable=None), jobs, strict=True):
             results = np.array([future.result() for future in futures])  # (seeds, 2)
-            sampled, greedy = results.mean(0)
-            settings = {"memory": arm.memory, **flat(vars(arm.learner))}
-            rows.append(
-                {**settings, "success_sampled": round(float(sampled), 4), "success_greedy": round(float(greedy), 4)}
-            )
-            print(rows[-1], flush=True)
-    return rows
+            sampled, greedy = results.mean(0).round(4).tolist()
+            settings = {"demos": e.demos, "memory": arm.memory, **flat(vars(arm.learner))}
+            self.rows.append({**settings, "success_sampled": sampled, "success_greedy": greedy, "per_seed": results})
+            shown = " ".join(f"{name}={value}" for name, value in settings.items())
+            print(f"{shown}: {sampled:.3f} sampled, {greedy:.3f} greedy", flush=True)
+            scores.append(max(sampled, greedy))
+        return scores
+
+
+# ---- what is written ----
+def settings(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
+    """The search. Rows: a setting, its success."""
+    history = trials.experiment.history
+    best = Arm(BCConfig(), memory=0, rl=False)
+
+    def step(candidates: list[Arm], best_score: float) -> tuple[Arm, float]:
+        found = trials(candidates)
+        top = int(np.argmax(found))
+        return (candidates[top], found[top]) if found[top] > best_score else (best, best_score)
+
+    base = BCConfig()
+    first = [Arm(replace(base, mirror=mirror), memory, rl=False) for memory in (0, history) for mirror in (False, True)]
+    first += [Arm(replace(base, hidden_past=0.5), history, rl=False)]
+    first += [Arm(replace(base, hidden_actions=0.5), history, rl=False)]
+    best, reached = step(first, 0.0)
+
+    def around(**changes: Any) -> Arm:
+        assert isinstance(best.learner, BCConfig)
+        return replace(best, learner=replace(best.learner, **changes))
+
+    best, reached = step([around(learning_rate=rate) for rate in (3e-4, 3e-3)], reached)
+    pairs = [pair for pair in product((1500, 5000), (0.01, 0.1, 0.3)) if pair != (base.updates, base.weight_decay)]
+    best, reached = step([around(updates=n, weight_decay=decay) for n, decay in pairs], reached)
+    print(f"best: memory={best.memory} {best.learner}")
+    return "tuning.csv", [{k: v for k, v in row.items() if k != "per_seed"} for row in trials.rows]
+
+
+def budget(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
+    """bc at several numbers of demonstrations. Rows: demonstrations, seed, success; those of the script are chosen."""
+    experiment = trials.experiment
+    sizes = sorted({n for n in BUDGETS if experiment.demos / 8 <= n <= 4 * experiment.demos} | {experiment.demos})
+    arms = [experiment.arms["bc"]] * len(sizes)
+    found = trials(arms, [replace(experiment, demos=n) for n in sizes])
+    room = experiment.expert_success - experiment.random_success
+    for n, success in zip(sizes, found, strict=True):
+        scaled = (success - experiment.random_success) / room
+        inside = "inside" if BAND[0] <= scaled <= BAND[1] else "outside"
+        print(f"{n:5} demonstrations: scaled {scaled:.2f}, {inside} {BAND[0]} to {BAND[1]}")
+    rows = [
+        {
+            "demos": row["demos"],
+            "seed": seed,
+            "success_sampled": round(float(sampled), 4),
+            "success_greedy": round(float(greedy), 4),
+            "random_success": experiment.random_success,
+            "expert_success": experiment.expert_success,
+            "chosen": int(row["demos"] == experiment.demos),
+        }
+        for row in trials.rows
+        for seed, (sampled, greedy) in zip(SEEDS, row["per_seed"], strict=True)
+    ]
+    return "budget.csv", rows
+
+
+def history(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
+    """bc with memories of several lengths, plain and with each counter to copying. Rows: as ``settings``."""
+    learner = trials.experiment.arms["bc"].learner
+    assert isinstance(learner, BCConfig)
+    counters = ({}, {"hidden_past": 0.5}, {"hidden_actions": 0.5})
+    plain = replace(learner, hidden_past=0.0, hidden_actions=0.0)
+    arms = [
+        Arm(replace(plain, **counter), memory, rl=False)
+        for memory in sorted({0, 1, 4, trials.experiment.history})
+        for counter in (counters if memory else counters[:1])
+    ]
+    trials(arms)
+    return "history.csv", [{k: v for k, v in row.items() if k != "per_seed"} for row in trials.rows]
+
+
+JOBS = {"settings": settings, "budget": budget, "history": history}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="an experiment, such as door_key")
+    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("name", nargs="+", help="experiments, such as door_key")
+    parser.add_argument("--demos", type=int, help="demonstrations, in place of what the registry says")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    experiment: Experiment = import_module(f"headstart.experiments.{options.name}").EXPERIMENT
-
-    base = BCConfig()
-    memories = sorted({0, 1, experiment.history})
-    first = [
-        Arm(replace(base, label_smoothing=smoothing), memory, rl=False)
-        for memory, smoothing in product(memories, (0.0, 0.1, 0.2, 0.3))
-    ]
-    rows = try_all(experiment, first, options.processes)
-    best = max(range(len(rows)), key=lambda i: max(rows[i]["success_sampled"], rows[i]["success_greedy"]))
-    chosen = first[best]
-    assert isinstance(chosen.learner, BCConfig)
-    second = [
-        Arm(replace(chosen.learner, updates=updates, weight_decay=decay), chosen.memory, rl=False)
-        for updates, decay in product((500, 1500, 5000), (0.01, 0.1, 0.3))
-        if (updates, decay) != (base.updates, base.weight_decay)
-    ]
-    rows += try_all(experiment, second, options.processes)
-    (RESULTS / options.name).mkdir(parents=True, exist_ok=True)
-    write_rows(RESULTS / options.name / "tuning.csv", rows, kind="tuning")
+    for name in options.name:
+        experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
+        if options.demos:
+            experiment = replace(experiment, demos=options.demos)
+        print(f"{name}: {options.job}", flush=True)
+        file, rows = JOBS[options.job](Trials(experiment, options.processes))
+        (RESULTS / name).mkdir(parents=True, exist_ok=True)
+        write_rows(RESULTS / name / file, rows, kind="tuning")
 
 
 if __name__ == "__main__":

@@ -2,24 +2,34 @@
 
     L = -log pi(a_i | s_i)       over the expert's pairs (s_i, a_i)
 
-Labels are smoothed: on DoorKey-8x8 with 16 demonstrations that is worth seven points of sampled success
-(experiments/results/door_key/tuning.csv), because a policy that is never quite sure escapes its own loops. This is the
-baseline of everything else here, so it is tuned as hard: see experiments/tune.py.
+Experts see the same again and again: equal observations are one row, with the share of each action there as the target
+and their number as the weight. The gradient over all rows is that over all pairs, for a fraction of the work.
+
+Labels are smoothed, because a policy that is never quite sure escapes its own loops. Demonstrations are also looked at
+in a mirror, where left is right. A policy with memory is tempted to repeat its last action, which predicts the expert's
+next one well (the copycat problem, arXiv 2010.14876): hiding the past of some samples takes the temptation away. This is
+the baseline of everything else here, so it is tuned as hard: see experiments/tune.py.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import trange
 
+from headstart.envs.mirror import mirror_action, mirror_obs
+from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.learner import Fitted, Log, Practice, finite, silent
+from headstart.models.encoders import distinct_rows
+from headstart.models.history import hide_past
+from headstart.models.losses import soft_cross_entropy
 from headstart.models.optimizer import adamw
 from headstart.models.policy import HeadstartPolicy, as_tensors
 
-__all__ = ["BC", "BCConfig"]
+__all__ = ["BC", "BCConfig", "imitation_targets"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +37,19 @@ class BCConfig:
     updates: int = 1500
     """Gradient updates."""
     batch_size: int = 64
-    """Expert states in an update."""
+    """Distinct observations in an update."""
     learning_rate: float = 1e-3
     """Peak learning rate: linear warm-up, then cosine to zero."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     label_smoothing: float = 0.1
     """Probability that is spread evenly over all actions in the target."""
+    mirror: bool = True
+    """Learn from mirrored demonstrations too."""
+    hidden_past: float = 0.0
+    """Share of samples whose past is hidden. Of no use to a policy without memory."""
+    hidden_actions: float = 0.0
+    """Share of samples whose past actions are hidden, but not what was seen."""
 
     @property
     def total_updates(self) -> int:
@@ -41,23 +57,46 @@ class BCConfig:
         return self.updates
 
 
+def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> tuple[Obs, NDArray, NDArray]:
+    """What the policy can tell apart in N expert states: U observations, the expert's actions there and their number.
+
+    obs (U, ...), share of each action (U, A) float32, weight (U,) float32 with mean 1.
+    """
+    obs, action = demos.obs, demos.action
+    if mirror:
+        reflected = mirror_obs(obs)
+        obs = {name: np.concatenate([value, reflected[name]]) for name, value in obs.items()}
+        action = np.concatenate([action, mirror_action(action)])
+    parts = policy.read(as_tensors(obs, "cpu"))
+    rows, place = distinct_rows(torch.cat([part.flatten(1) for part in parts], dim=1))
+    first = np.empty(len(rows), np.int64)
+    first[place.numpy()] = np.arange(len(action))  # any of several equal observations will do
+    taken = np.zeros((len(rows), policy.n_actions), np.float32)
+    np.add.at(taken, (place.numpy(), action), 1.0)
+    count = taken.sum(1)
+    return {name: value[first] for name, value in obs.items()}, taken / count[:, None], count / count.mean()
+
+
 class BC:
     def __init__(self, policy: HeadstartPolicy, config: BCConfig | None = None, *, seed: int = 0, log: Log = silent):
         self.policy, self.config, self.seed, self.log = policy, config or BCConfig(), seed, log
 
-    def loss(self, obs: dict[str, Tensor], action: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Imitation loss of a batch: observations (B, ...), expert actions (B,)."""
+    def loss(self, obs: dict[str, Tensor], target: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Imitation loss of a batch: observations (B, ...), the expert's actions (B, A), weights (B,)."""
         logits = self.policy.logits(obs)
-        loss = F.cross_entropy(logits, action, label_smoothing=self.config.label_smoothing)
-        accuracy = (logits.argmax(1) == action).float().mean()
-        return loss, {"bc/loss": float(loss.detach()), "bc/accuracy": float(accuracy)}
+        loss = soft_cross_entropy(logits, target, weight=weight, label_smoothing=self.config.label_smoothing)
+        agreed = target.gather(1, logits.argmax(1, keepdim=True)).flatten()
+        return loss, {"bc/loss": float(loss.detach()), "bc/accuracy": float((agreed * weight).sum() / weight.sum())}
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         """Fit trunk and actor to the demonstrations; branches and practice are not used."""
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed)
-        obs = as_tensors(demos.obs, policy.device)
-        action = torch.as_tensor(demos.action, device=policy.device)
+        obs, target, weight = imitation_targets(policy, demos, c.mirror)
+        obs, target, weight = (
+            as_tensors(obs, policy.device),
+            *(torch.as_tensor(x, device=policy.device) for x in (target, weight)),
+        )
         optimizer, schedule = adamw(
             policy.actor_parameters(),
             learning_rate=c.learning_rate,
@@ -66,8 +105,10 @@ class BC:
         )
         metrics: dict[str, float] = {}
         for update in trange(c.updates, desc="imitate", unit="update", delay=2, leave=False, disable=None):
-            i = torch.randint(len(action), (c.batch_size,), generator=generator).to(policy.device)
-            loss, metrics = self.loss({name: value[i] for name, value in obs.items()}, action[i])
+            i = torch.randint(len(target), (c.batch_size,), generator=generator).to(policy.device)
+            batch = {name: value[i] for name, value in obs.items()}
+            batch = hide_past(batch, policy.n_actions, c.hidden_past, c.hidden_actions, generator)
+            loss, metrics = self.loss(batch, target[i], weight[i])
             finite(loss, "bc", update)
             optimizer.zero_grad()
             loss.backward()

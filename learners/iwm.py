@@ -10,11 +10,13 @@ The head that predicts is thrown away; "implicit" means that the policy's trunk 
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import trange
 
 from headstart.envs.errors import UsageError
+from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig
 from headstart.learners.learner import Fitted, Log, Practice, finite, silent
@@ -77,7 +79,10 @@ class IWM:
             raise UsageError("IWM learns from branches: pass fit(demos, branches), from envs.branch(demos).")
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed)
-        before, action, future = branches.transitions()
+        seen = [branches, mirror_branches(branches)] if c.bc.mirror else [branches]
+        parts = [part.transitions() for part in seen]
+        before = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
+        action, future = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
         changes = (before["frames"][:, -1, :CELLS] != future[:, :CELLS]).any(1)
         pools = [torch.as_tensor(pool.nonzero()[0]) for pool in (changes, ~changes) if pool.any()]
         obs = as_tensors(before, policy.device)

@@ -1,6 +1,6 @@
 """Reflection: judge the futures of one's own actions against the expert's, then learn from that judgement.
 
-    1. Judge.    J(s, s', seen before?) scores a consequence. At expert states it learns to find the expert's
+    1. Judge.    J(s, s', seen before?, mission) scores a consequence. At expert states it learns to find the expert's
                  future s_i among those of all own actions s_i^k:
                      L_J = -log softmax_k J(s_i, s_i^k)[expert's]
                  It sees what an action did, never which button was pressed, so that "nothing changed", "the key is
@@ -22,14 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import trange
 
 from headstart.envs import collect
 from headstart.envs.errors import UsageError
+from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
 from headstart.envs.simulator import Actor, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
+from headstart.learners.bc import imitation_targets
 from headstart.learners.learner import Fitted, Log, Practice, finite, silent
+from headstart.models.history import hide_past
 from headstart.models.judge import Judge
 from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
 from headstart.models.optimizer import adamw
@@ -82,6 +84,12 @@ class ReflectionConfig:
     """AdamW's decoupled weight decay."""
     label_smoothing: float = 0.1
     """On the expert's actions, as in bc."""
+    mirror: bool = True
+    """Learn from mirrored demonstrations, futures and own states too."""
+    hidden_past: float = 0.0
+    """Share of the expert's states whose past is hidden, as in bc."""
+    hidden_actions: float = 0.0
+    """Share of the expert's states whose past actions are hidden."""
     own_weight: float = 4.0
     """Weight of the self-labelled states beside the expert's."""
 
@@ -103,32 +111,33 @@ class Reflection:
         self.policy, self.config, self.seed, self.log = policy, config or ReflectionConfig(), seed, log
         torch.manual_seed(seed)
         judge = self.config.judge
-        self.judges = [Judge(dropout=judge.dropout).to(policy.device) for _ in range(judge.members)]
+        words = policy.features_extractor.words
+        self.judges = [Judge(words, dropout=judge.dropout).to(policy.device) for _ in range(judge.members)]
         self.updates = self.env_steps = 0
 
     # ---- losses ----
     def judge_loss(
-        self, judge: Judge, frame: Tensor, future: Tensor, revisit: Tensor, action: Tensor
+        self, judge: Judge, frame: Tensor, future: Tensor, revisit: Tensor, mission: Tensor, action: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Find the expert's future: frames (B, F), futures (B, A, F), revisits (B, A), expert actions (B,)."""
+        """Find the expert's future: frames (B, F), futures (B, A, F), revisits (B, A), missions (B, L), actions (B,)."""
         credit = same_future_credit(future, action)  # (B, A)
-        score = judge(frame, future, revisit)  # (B, A)
+        score = judge(frame, future, revisit, mission)  # (B, A)
         loss = contrast_loss(score, credit)
         accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
         return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
 
     def policy_loss(
-        self, expert_obs: dict[str, Tensor], action: Tensor, own_obs: dict[str, Tensor], label: Tensor
+        self, expert_obs: dict[str, Tensor], target: Tensor, weight: Tensor, own_obs: dict[str, Tensor], label: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Imitate the expert (B states) and one's own judgement (B' states, label (B', A))."""
+        """Imitate the expert (target (B, A), weight (B,)) and one's own judgement (label (B', A))."""
         both = {name: torch.cat([expert_obs[name], own_obs[name]]) for name in expert_obs}
-        expert, own = self.policy.logits(both).split([len(action), len(label)])
-        imitation = F.cross_entropy(expert, action, label_smoothing=self.config.label_smoothing)
+        expert, own = self.policy.logits(both).split([len(target), len(label)])
+        imitation = soft_cross_entropy(expert, target, weight=weight, label_smoothing=self.config.label_smoothing)
         judged = soft_cross_entropy(own, label)
         loss = imitation + self.config.own_weight * judged
         return loss, {
             "bc/loss": float(imitation.detach()),
-            "bc/accuracy": float((expert.argmax(1) == action).float().mean()),
+            "bc/accuracy": float((target.gather(1, expert.argmax(1, keepdim=True)).flatten() * weight).mean()),
             "reflect/own_loss": float(judged.detach()),
             "reflect/own_agreement": float((own.argmax(1) == label.argmax(1)).float().mean()),
         }
@@ -138,9 +147,12 @@ class Reflection:
         """Stage 1, on branches at expert states. Members differ in their first weights and in what they see when."""
         c, device = self.config.judge, self.policy.device
         generator = torch.Generator().manual_seed(self.seed)
-        frame, future, revisit, action = (
-            torch.as_tensor(x, device=device)
-            for x in (branches.frame, branches.future[:, :, 0], branches.revisit, branches.expert_action)
+        seen = [branches, mirror_branches(branches)] if self.config.mirror else [branches]
+        frame, future, revisit, mission, action = (
+            torch.as_tensor(np.concatenate(parts), device=device)
+            for parts in zip(
+                *((b.frame, b.future[:, :, 0], b.revisit, b.obs["mission"], b.expert_action) for b in seen), strict=True
+            )
         )
         metrics: dict[str, float] = {}
         for judge in self.judges:
@@ -150,7 +162,7 @@ class Reflection:
             judge.train()
             for update in trange(c.updates, desc="judge", unit="update", delay=2, leave=False, disable=None):
                 i = torch.randint(len(action), (c.batch_size,), generator=generator).to(device)
-                loss, metrics = self.judge_loss(judge, frame[i], future[i], revisit[i], action[i])
+                loss, metrics = self.judge_loss(judge, frame[i], future[i], revisit[i], mission[i], action[i])
                 finite(loss, "reflect (judge)", update)
                 optimizer.zero_grad()
                 loss.backward()
@@ -166,11 +178,11 @@ class Reflection:
         device, labels = self.policy.device, []
         for i in range(0, len(branches), 512):
             part = slice(i, i + 512)
-            frame, future, revisit = (
+            case = [
                 torch.as_tensor(x[part], device=device)
-                for x in (branches.frame, branches.future[:, :, 0], branches.revisit)
-            )
-            log_p = torch.stack([torch.log_softmax(judge(frame, future, revisit), dim=1) for judge in self.judges])
+                for x in (branches.frame, branches.future[:, :, 0], branches.revisit, branches.obs["mission"])
+            ]
+            log_p = torch.stack([torch.log_softmax(judge(*case), dim=1) for judge in self.judges])
             labels.append(torch.softmax(log_p.mean(0) / self.config.judge.temperature, dim=1))
         return torch.cat(labels).cpu().numpy()
 
@@ -178,12 +190,15 @@ class Reflection:
         """Stage 4, on the demonstrations and all own states so far."""
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed + self.updates)
-        expert_obs, action = (
-            as_tensors(demos.obs, policy.device),
-            torch.as_tensor(demos.action, device=policy.device),
-        )
-        own_obs = as_tensors({name: np.concatenate([b.obs[name] for b in own]) for name in demos.obs}, policy.device)
-        label = torch.as_tensor(np.concatenate(labels), device=policy.device)
+        expert_obs, target, weight = imitation_targets(policy, demos, c.mirror)
+        own_obs = {name: np.concatenate([b.obs[name] for b in own]) for name in demos.obs}
+        label = np.concatenate(labels)
+        if c.mirror:
+            mirrored = mirror_obs(own_obs)
+            own_obs = {name: np.concatenate([value, mirrored[name]]) for name, value in own_obs.items()}
+            label = np.concatenate([label, label[:, mirror_action(np.arange(policy.n_actions))]])
+        expert_obs, own_obs = as_tensors(expert_obs, policy.device), as_tensors(own_obs, policy.device)
+        target, weight, label = (torch.as_tensor(x, device=policy.device) for x in (target, weight, label))
         optimizer, schedule = adamw(
             policy.actor_parameters(),
             learning_rate=c.learning_rate,
@@ -192,11 +207,13 @@ class Reflection:
         )
         metrics: dict[str, float] = {}
         for update in trange(updates, desc="learn", unit="update", delay=2, leave=False, disable=None):
-            i = torch.randint(len(action), (c.batch_size,), generator=generator).to(policy.device)
+            i = torch.randint(len(target), (c.batch_size,), generator=generator).to(policy.device)
             j = torch.randint(len(label), (c.batch_size,), generator=generator).to(policy.device)
+            expert = {name: value[i] for name, value in expert_obs.items()}
             loss, metrics = self.policy_loss(
-                {name: value[i] for name, value in expert_obs.items()},
-                action[i],
+                hide_past(expert, policy.n_actions, c.hidden_past, c.hidden_actions, generator),
+                target[i],
+                weight[i],
                 {name: value[j] for name, value in own_obs.items()},
                 label[j],
             )

@@ -1,6 +1,7 @@
 """Observation -> features.
 
-Legend: N frames, F = 50 bytes of a frame (49 packed cells of the 7 x 7 view, then the direction), D width.
+Legend: N frames, F = 50 bytes of a frame (49 packed cells of the 7 x 7 view, then the direction), L words of a mission,
+D width.
 """
 
 import torch
@@ -8,7 +9,16 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["CELLS", "CELL_PARTS", "VIEW", "ViewEncoder", "cell_classes", "cell_table", "distinct_rows"]
+__all__ = [
+    "CELLS",
+    "CELL_PARTS",
+    "VIEW",
+    "MissionEncoder",
+    "ViewEncoder",
+    "cell_classes",
+    "cell_table",
+    "distinct_rows",
+]
 
 VIEW = 7
 CELLS = VIEW * VIEW
@@ -70,3 +80,23 @@ class ViewEncoder(nn.Module):
         view, place = distinct_rows(frame[:, :CELLS])
         planes = rearrange(self.cell[view.long()], "u (i j) c -> u c i j", i=VIEW)
         return self.layers(planes)[place]
+
+
+class MissionEncoder(nn.Module):
+    """Missions (N, L) -> (N, D), for any L; equal missions are encoded once, and an empty one is zero.
+
+    A convolution over three neighbouring words tells "put the ball next to the box" from its reverse, and the
+    maximum over the sentence takes sentences longer than any in training (text CNN, arXiv 1408.5882).
+    """
+
+    def __init__(self, words: int, width: int):
+        super().__init__()
+        self.word = nn.Embedding(words, width, padding_idx=0)
+        self.phrase = nn.Conv1d(width, width, 3, padding=1)
+
+    def forward(self, mission: Tensor) -> Tensor:
+        distinct, place = distinct_rows(mission)
+        longest = int((distinct != 0).sum(1).max().clamp(min=1))
+        distinct = distinct[:, :longest]  # the rest is padding
+        phrase = self.phrase(rearrange(self.word(distinct.long()), "u l d -> u d l")).relu()
+        return (phrase * (distinct != 0).unsqueeze(1)).amax(dim=2)[place]

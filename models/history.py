@@ -8,7 +8,24 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HistoryAttention"]
+__all__ = ["HistoryAttention", "hide_past"]
+
+
+def hide_past(
+    obs: dict[str, Tensor], n_actions: int, past: float, actions: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Observations (B, ...) with the past of a share of them hidden, and the past actions of another share.
+
+    Drawn sample by sample. A hidden past looks like the start of an episode; a hidden action is the token
+    ``n_actions + 1``, which only training shows.
+    """
+    taken = obs["actions"]  # (B, T-1)
+    if not (past or actions) or not taken.shape[1]:
+        return obs
+    drawn = torch.rand(len(taken), 1, generator=generator).to(taken.device)
+    started = taken != n_actions
+    taken = torch.where(started & (drawn < past + actions), n_actions + 1, taken)
+    return {**obs, "actions": torch.where(drawn < past, n_actions, taken).to(obs["actions"].dtype)}
 
 
 class HistoryAttention(nn.Module):
@@ -25,7 +42,7 @@ class HistoryAttention(nn.Module):
         self.n_actions, self.heads = n_actions, heads
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
-        self.action = nn.Embedding(n_actions + 1, 2 * width)
+        self.action = nn.Embedding(n_actions + 2, 2 * width)  # no action yet, hidden action
         self.age = nn.Parameter(torch.randn(history, 2 * width) * 0.02)
         self.null = nn.Parameter(torch.randn(2 * width) * 0.02)
         self.out = nn.Linear(width, width)

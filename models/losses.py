@@ -8,9 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy against a distribution, averaged over the batch; logits and target (B, A)."""
-    return -(target * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+def soft_cross_entropy(
+    logits: Tensor, target: Tensor, *, weight: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy against a distribution, averaged over the batch; logits and target (B, A), weight (B,).
+
+    ``label_smoothing`` is the probability that is spread evenly over all actions, as in torch's cross_entropy.
+    """
+    target = target * (1 - label_smoothing) + label_smoothing / target.shape[-1]
+    nats = -(target * F.log_softmax(logits, dim=-1)).sum(-1)
+    return (nats if weight is None else nats * weight).mean()
 
 
 def same_future_credit(future: Tensor, action: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from headstart.models.encoders import CELLS, ViewEncoder, distinct_rows
+from headstart.models.encoders import CELLS, MissionEncoder, ViewEncoder, distinct_rows
 from headstart.models.history import HistoryAttention
 
 __all__ = ["FrameHistoryExtractor", "HeadstartPolicy", "as_tensors"]
@@ -49,9 +49,9 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         self.memory = history if memory is None else memory
         if not 0 <= self.memory <= history:
             raise ValueError(f"memory={self.memory}, but observations hold {history} earlier frames.")
-        words = int(observation_space["mission"].high.max()) + 1  # type: ignore[attr-defined]
+        self.words = int(observation_space["mission"].high.max()) + 1  # type: ignore[attr-defined]
         self.view = ViewEncoder(width, channels)
-        self.word = nn.EmbeddingBag(words, width, mode="mean", padding_idx=0)
+        self.mission = MissionEncoder(self.words, width)
         self.film = nn.Linear(width, 2 * width)
         nn.init.zeros_(self.film.weight)  # an instruction changes nothing until it has been learned
         nn.init.zeros_(self.film.bias)
@@ -59,20 +59,23 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
             self.past = HistoryAttention(width, self.memory, n_actions)
         self.mix = nn.Sequential(nn.Linear((2 if self.memory else 1) * width, width), nn.ReLU())
 
+    def read(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts that are looked at: views (B, T, 49), past actions (B, T-1), mission (B, L)."""
+        first = observations["actions"].shape[1] - self.memory
+        return observations["frames"][:, first:, :CELLS], observations["actions"][:, first:], observations["mission"]
+
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        view = observations["frames"][:, -1 - self.memory :, :CELLS]  # (B, T, 49)
-        mission = observations["mission"]
+        view, action, mission = self.read(observations)
         b, t = view.shape[:2]
         seen = torch.cat([view, repeat(mission, "b l -> b t l", t=t).to(view.dtype)], dim=-1)
         distinct, place = distinct_rows(rearrange(seen, "b t f -> (b t) f"))  # (U, 49 + L), (B * T,)
         place = rearrange(place, "(b t) -> b t", b=b)
         view, mission = distinct.split([CELLS, mission.shape[1]], dim=1)
-        scale, shift = self.film(self.word(mission.long())).chunk(2, dim=1)
+        scale, shift = self.film(self.mission(mission)).chunk(2, dim=1)
         feature = torch.relu(self.view(view) * (1 + scale) + shift)  # (U, D)
         now = feature[place[:, -1]]
         if self.memory:
-            action = observations["actions"][:, -self.memory :].long()
-            now = torch.cat([now, self.past(feature, place, action)], dim=1)
+            now = torch.cat([now, self.past(feature, place, action.long())], dim=1)
         return self.mix(now)
 
 
@@ -94,6 +97,14 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         settings.setdefault("net_arch", {"pi": [64], "vf": [64]})
         settings.setdefault("activation_fn", nn.ReLU)
         super().__init__(observation_space, action_space, lr_schedule, **settings)
+
+    @property
+    def n_actions(self) -> int:
+        return int(self.action_space.n)  # type: ignore[attr-defined]
+
+    def read(self, obs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The parts of an observation that the policy looks at: two states that agree in them are one to it."""
+        return self.features_extractor.read(obs)  # type: ignore[operator]
 
     def features(self, obs: dict[str, Tensor]) -> Tensor:
         """(B, D): what the actor, the critic and the world model read."""

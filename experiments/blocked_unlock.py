@@ -1,0 +1,25 @@
+"""MiniGrid-BlockedUnlockPickup: clear the door, unlock it, put the key down, pick up the box.
+
+python experiments/blocked_unlock.py          is the same as          headstart run blocked_unlock
+"""
+
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.learners import BCConfig, ReflectionConfig
+
+# bc: the best of results/blocked_unlock/tuning.csv. The number of demonstrations: results/blocked_unlock/budget.csv.
+EXPERIMENT = Experiment.of(
+    ENVIRONMENTS["blocked_unlock"],
+    main_arms(
+        bc=BCConfig(),
+        bc_memory=0,
+        reflect=ReflectionConfig(),
+        reflect_memory=ENVIRONMENTS["blocked_unlock"].history,
+    ),
+    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
+)
+
+if __name__ == "__main__":
+    from headstart.experiments.cli import run_script
+
+    run_script(EXPERIMENT.name)

@@ -1,0 +1,25 @@
+"""MiniGrid-Dynamic-Obstacles-8x8: to the goal without touching what moves.
+
+python experiments/dynamic_obstacles.py          is the same as          headstart run dynamic_obstacles
+"""
+
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.learners import BCConfig, ReflectionConfig
+
+# bc: the best of results/dynamic_obstacles/tuning.csv. The number of demonstrations: results/dynamic_obstacles/budget.csv.
+EXPERIMENT = Experiment.of(
+    ENVIRONMENTS["dynamic_obstacles"],
+    main_arms(
+        bc=BCConfig(),
+        bc_memory=0,
+        reflect=ReflectionConfig(),
+        reflect_memory=ENVIRONMENTS["dynamic_obstacles"].history,
+    ),
+    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
+)
+
+if __name__ == "__main__":
+    from headstart.experiments.cli import run_script
+
+    run_script(EXPERIMENT.name)

@@ -1,0 +1,25 @@
+"""Fetch-8x8-N3: pick up the object that is asked for, and no other.
+
+python experiments/fetch.py          is the same as          headstart run fetch
+"""
+
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.learners import BCConfig, ReflectionConfig
+
+# bc: the best of results/fetch/tuning.csv. The number of demonstrations: results/fetch/budget.csv.
+EXPERIMENT = Experiment.of(
+    ENVIRONMENTS["fetch"],
+    main_arms(
+        bc=BCConfig(),
+        bc_memory=0,
+        reflect=ReflectionConfig(),
+        reflect_memory=ENVIRONMENTS["fetch"].history,
+    ),
+    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
+)
+
+if __name__ == "__main__":
+    from headstart.experiments.cli import run_script
+
+    run_script(EXPERIMENT.name)

@@ -1,0 +1,25 @@
+"""MiniGrid-KeyCorridorS3R3: find the key, unlock the room, pick up what is in it.
+
+python experiments/key_corridor.py          is the same as          headstart run key_corridor
+"""
+
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.learners import BCConfig, ReflectionConfig
+
+# bc: the best of results/key_corridor/tuning.csv. The number of demonstrations: results/key_corridor/budget.csv.
+EXPERIMENT = Experiment.of(
+    ENVIRONMENTS["key_corridor"],
+    main_arms(
+        bc=BCConfig(),
+        bc_memory=0,
+        reflect=ReflectionConfig(),
+        reflect_memory=ENVIRONMENTS["key_corridor"].history,
+    ),
+    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
+)
+
+if __name__ == "__main__":
+    from headstart.experiments.cli import run_script
+
+    run_script(EXPERIMENT.name)

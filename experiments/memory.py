@@ -1,0 +1,25 @@
+"""MiniGrid-MemoryS13Random: look at an object, walk down the hallway, choose the same one there.
+
+python experiments/memory.py          is the same as          headstart run memory
+"""
+
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.learners import BCConfig, ReflectionConfig
+
+# bc: the best of results/memory/tuning.csv. The number of demonstrations: results/memory/budget.csv.
+EXPERIMENT = Experiment.of(
+    ENVIRONMENTS["memory"],
+    main_arms(
+        bc=BCConfig(),
+        bc_memory=0,
+        reflect=ReflectionConfig(),
+        reflect_memory=ENVIRONMENTS["memory"].history,
+    ),
+    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
+)
+
+if __name__ == "__main__":
+    from headstart.experiments.cli import run_script
+
+    run_script(EXPERIMENT.name)

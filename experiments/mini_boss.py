@@ -1,0 +1,25 @@
+"""BabyAI-MiniBossLevel: long instructions of every kind, doors to unlock on the way.
+
+python experiments/mini_boss.py          is the same as          headstart run mini_boss
+"""
+
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.learners import BCConfig, ReflectionConfig
+
+# bc: the best of results/mini_boss/tuning.csv. The number of demonstrations: results/mini_boss/budget.csv.
+EXPERIMENT = Experiment.of(
+    ENVIRONMENTS["mini_boss"],
+    main_arms(
+        bc=BCConfig(),
+        bc_memory=0,
+        reflect=ReflectionConfig(),
+        reflect_memory=ENVIRONMENTS["mini_boss"].history,
+    ),
+    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
+)
+
+if __name__ == "__main__":
+    from headstart.experiments.cli import run_script
+
+    run_script(EXPERIMENT.name)

@@ -1,0 +1,25 @@
+"""MiniGrid-MultiRoom-N4-S5: through four rooms and their doors to the goal.
+
+python experiments/multi_room.py          is the same as          headstart run multi_room
+"""
+
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.learners import BCConfig, ReflectionConfig
+
+# bc: the best of results/multi_room/tuning.csv. The number of demonstrations: results/multi_room/budget.csv.
+EXPERIMENT = Experiment.of(
+    ENVIRONMENTS["multi_room"],
+    main_arms(
+        bc=BCConfig(),
+        bc_memory=0,
+        reflect=ReflectionConfig(),
+        reflect_memory=ENVIRONMENTS["multi_room"].history,
+    ),
+    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
+)
+
+if __name__ == "__main__":
+    from headstart.experiments.cli import run_script
+
+    run_script(EXPERIMENT.name)

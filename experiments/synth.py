@@ -1,0 +1,25 @@
+"""SynthS5R2: go to, pick up, open and put, told in words.
+
+python experiments/synth.py          is the same as          headstart run synth
+"""
+
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.learners import BCConfig, ReflectionConfig
+
+# bc: the best of results/synth/tuning.csv. The number of demonstrations: results/synth/budget.csv.
+EXPERIMENT = Experiment.of(
+    ENVIRONMENTS["synth"],
+    main_arms(
+        bc=BCConfig(),
+        bc_memory=0,
+        reflect=ReflectionConfig(),
+        reflect_memory=ENVIRONMENTS["synth"].history,
+    ),
+    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
+)
+
+if __name__ == "__main__":
+    from headstart.experiments.cli import run_script
+
+    run_script(EXPERIMENT.name)
