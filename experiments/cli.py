@@ -22,7 +22,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -34,7 +34,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from headstart.envs.errors import HeadstartError, UsageError
-from headstart.envs.registry import ENVIRONMENTS
+from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES, Environment
 
 if TYPE_CHECKING:
     from headstart.experiments.pipeline import Experiment
@@ -43,7 +43,7 @@ __all__ = ["main", "run_script"]
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]  # "(default: False)" tells nobody anything
 SEED_LIMIT = 2**32  # numpy's old generator, which Stable-Baselines3 seeds, takes no larger ones
-IDS = ("MiniGrid-", "BabyAI-")
+IDS = ("MiniGrid-", "BabyAI-", "Headstart-")
 
 
 # ---- verbs ----
@@ -147,14 +147,15 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """List the environments that have an experiment."""
+    """List the environments that have an experiment: what is observed, how well the expert and chance do, variants."""
 
     json: Flag = False
     """Print JSON."""
 
     def __call__(self) -> int:
-        rows = [dataclasses.asdict(row) for row in ENVIRONMENTS.values()]
-        print(json.dumps(rows, indent=2) if self.json else _table(rows))
+        rows = list(ENVIRONMENTS.values())
+        facts = [{**dataclasses.asdict(row), "frames": row.history + 1, "frame_bytes": FRAME_BYTES} for row in rows]
+        print(json.dumps(facts, indent=2) if self.json else _table(rows))
         return 0
 
 
@@ -337,7 +338,7 @@ def _experiment(name: str) -> "Experiment":
         return importlib.import_module(f"headstart.experiments.{name}").EXPERIMENT
     names = ", ".join(ENVIRONMENTS)
     if name.startswith(IDS):
-        same = [row.name for row in ENVIRONMENTS.values() if name in (row.id, *row.ood)]
+        same = [row.name for row in ENVIRONMENTS.values() if name in (row.id, *(variant.id for variant in row.ood))]
         meant = f" Perhaps you meant `headstart run {same[0]}`?" if same else ""
         raise UsageError(
             f"{name} is an id, and `headstart run` takes the name of an experiment: {names}.{meant} "
@@ -386,21 +387,29 @@ def _tensorboard(directory: Path) -> str:
     return shlex.join(["tensorboard", "--logdir", str(directory)])
 
 
-COLUMNS = ("name", "id", "study", "expert", "budget", "expert_length", "horizon", "history", "ood")
+COLUMNS: dict[str, Callable[[Environment], str]] = {
+    "name": lambda row: row.name,
+    "study": lambda row: "yes" if row.study else "no",
+    "demos": lambda row: str(row.budget),
+    "horizon": lambda row: str(row.horizon),
+    "history": lambda row: str(row.history),
+    "frames": lambda row: f"{row.history + 1} x {FRAME_BYTES}",
+    "words": lambda row: str(row.mission_words),
+    "actions": lambda row: str(row.n_actions),
+    "expert": lambda row: row.expert,
+    "steps": lambda row: f"{row.expert_length:g}",
+    "success": lambda row: f"{row.expert_success:.1%}",
+    "random": lambda row: f"{row.random_success:.1%}",
+}
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    """Lines of aligned columns."""
-
-    def text(value: Any) -> str:
-        match value:
-            case bool():
-                return "yes" if value else "no"
-            case tuple():
-                return ", ".join(value) or "-"
-            case _:
-                return str(value)
-
-    cells = [list(COLUMNS), *([text(row[column]) for column in COLUMNS] for row in rows)]
+def _table(rows: list[Environment]) -> str:
+    """A line of aligned columns for each environment, and below it its id, what it stands for and its variants."""
+    cells = [list(COLUMNS), *([text(row) for text in COLUMNS.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+    head, *lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    text = [head]
+    for row, line in zip(rows, lines, strict=True):
+        text += [line, f"    {row.id}: {row.stands_for}"]
+        text += [f"    variant {variant.id}: {variant.differs}" for variant in row.ood]
+    return "\n".join(text)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from headstart.envs import storage
 from headstart.envs.errors import Busy, DataError, Diverged, EnvironmentFailed, HeadstartError
-from headstart.envs.registry import ENVIRONMENTS
+from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES
 from headstart.experiments import check, cli, doctor, door_key, pipeline
 
 HEADSTART = Path(sys.executable).parent / "headstart"
@@ -120,17 +120,35 @@ assert not slow & set(sys.modules), slow & set(sys.modules)
 # ---- list ----
 def test_list(capsys):
     assert cli.main(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == list(cli.COLUMNS)
-    assert [line.split()[:2] for line in lines[1:]] == [[row.name, row.id] for row in ENVIRONMENTS.values()]
-    assert all(line[lines[0].index("expert") :].startswith(("expert", "bot")) for line in lines[:2])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == list(cli.COLUMNS)
+    assert max(map(len, [head, *lines])) <= 120
+    rows = [line for line in lines if not line.startswith(" ")]
+    assert [row.split()[0] for row in rows] == list(ENVIRONMENTS)
+    assert all(row[head.index("expert") :].startswith(("bot", "memory planner", "planner")) for row in rows)
+    facts = [line.strip().removeprefix("variant ").partition(": ")[::2] for line in lines if line.startswith(" ")]
+    told = [[(row.id, row.stands_for), *((it.id, it.differs) for it in row.ood)] for row in ENVIRONMENTS.values()]
+    assert facts == [fact for row in told for fact in row]
+
+
+def test_list_says_what_is_observed_and_what_is_known(capsys):
+    cli.main(["list"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("dynamic_obstacles"))
+    known = ENVIRONMENTS["dynamic_obstacles"]
+    assert f"{known.history + 1} x {FRAME_BYTES}" in row
+    assert row.split()[-4:] == [
+        *("planner", f"{known.expert_length:g}"),
+        *(f"{known.expert_success:.1%}", f"{known.random_success:.1%}"),
+    ]
 
 
 def test_list_json(capsys):
     assert cli.main(["list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(ENVIRONMENTS)
-    assert {"name", "id", "study", "ood", "expert", "budget"} <= set(rows[0])
+    fields = {field.name for field in dataclasses.fields(ENVIRONMENTS["door_key"])}
+    assert all(set(row) == fields | {"frames", "frame_bytes"} for row in rows)
+    assert rows[1]["ood"][0]["id"] == ENVIRONMENTS["key_corridor"].ood[0].id
     assert rows[0]["budget"] == ENVIRONMENTS[rows[0]["name"]].budget
 
 
