@@ -5,8 +5,9 @@
 
 Both sides of a ratio are measured in turns, round by round, in CPU time: the ratio is the median over the rounds, with
 the smallest and the largest. Every side has run once before it is timed, so that nothing compiles while the clock
-runs. `imitation` needs packages older than headstart's and lives in a virtual environment of its own, which the first
-run makes (some minutes of download); when that fails its rows are left out, and the output says so.
+runs. Only banks, of which the size is measured, are made with all cores. `imitation` needs packages older than
+headstart's and lives in a virtual environment of its own, which the first run makes (some minutes of download); when
+that fails its rows are left out, and the output says so.
 
 Legend: N environments or states, K alternatives, B samples in a batch, T = history + 1 frames, L mission tokens.
 """
@@ -16,6 +17,7 @@ import contextlib
 import copy
 import functools
 import io
+import itertools
 import json
 import os
 import platform
@@ -25,9 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -47,10 +49,12 @@ from torch import Tensor, nn
 from headstart.envs import HeadstartVecEnv, Simulator, bank, branch, collect_demos, engine, make_vec_env, missions
 from headstart.envs.banks import import_seeds
 from headstart.envs.levels import export_level, import_level
+from headstart.envs.registry import ENVIRONMENTS
 from headstart.envs.simulator import GridStates, Obs
 from headstart.envs.transitions import Demos
 from headstart.experiments.runlog import write_rows
 from headstart.learners import BC, PPO, BCConfig
+from headstart.learners.bc import imitation_targets
 from headstart.models import HeadstartPolicy
 from headstart.models.encoders import CELLS, VIEW
 from headstart.models.policy import FrameHistoryExtractor
@@ -58,7 +62,8 @@ from headstart.models.policy import FrameHistoryExtractor
 RESULTS = Path(__file__).resolve().parent / "results" / "bench"
 IMITATION = "imitation==1.0.1"
 DOOR_KEY, GO_TO, BOSS = "MiniGrid-DoorKey-8x8-v0", "BabyAI-GoToLocal-v0", "BabyAI-BossLevel-v0"
-PUT_NEXT, MULTI_ROOM = "BabyAI-PutNextLocal-v0", "MiniGrid-MultiRoom-N4-S5-v1"
+PUT_NEXT = "BabyAI-PutNextLocal-v0"
+STUDY = tuple(environment.id for environment in ENVIRONMENTS.values() if environment.study)
 
 Rate = Callable[[], float]
 """Works for a while and returns units per CPU-second."""
@@ -96,14 +101,21 @@ def rate(work: Callable[[], float], seconds: float, tidy: Callable[[], None] = n
     return units / spent
 
 
-def in_turns(rates: dict[str, Rate], rounds: int) -> dict[str, list[float]]:
-    """Measure every one once a round, after a first time that does not count."""
+def in_turns(rates: dict[str, Rate], rounds: int, back: bool = False) -> dict[str, list[float]]:
+    """Measure every one once a round, after a first time that does not count.
+
+    ``back``: twice a round, there and back (A B, B A), so that a machine that slows down meanwhile slows both alike.
+    """
     for measure in rates.values():
         measure()
     measured: dict[str, list[float]] = {name: [] for name in rates}
+    order = [*rates, *reversed(rates)] if back else [*rates]
     for _ in range(rounds):
-        for name, measure in rates.items():
-            measured[name].append(measure())
+        turn: dict[str, list[float]] = {name: [] for name in rates}
+        for name in order:
+            turn[name].append(rates[name]())
+        for name, values in turn.items():
+            measured[name].append(sum(values) / len(values))
     return measured
 
 
@@ -114,6 +126,24 @@ def compare(
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     spread = median(ratios), min(ratios), max(ratios)
     return Row(name, env_id, median(ours), median(theirs), *spread, target=target, unit=unit, what=what)
+
+
+def my_cores() -> frozenset[int]:
+    """The cores that this process may use; none where the system does not say."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())
+
+
+@contextmanager
+def on_cores(cores: Iterable[int]) -> Iterator[None]:
+    """Keep this process, and those that it starts, on these cores, where the system lets one choose."""
+    before = my_cores()
+    if before:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        if before:
+            os.sched_setaffinity(0, before)
 
 
 # ---- Python minigrid ----
@@ -182,20 +212,20 @@ class SameObs(gymnasium.Wrapper):
 
 # ---- the network without sharing ----
 class EveryViewExtractor(FrameHistoryExtractor):
-    """The same network with the same weights, encoding every view of a batch, equal ones too."""
+    """The same network with the same weights, encoding every view and mission of a batch, equal ones too."""
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        view = observations["frames"][:, -1 - self.memory :, :CELLS].long()  # (B, T, 49)
+        view, action, mission = self.read(observations)  # (B, T, 49), (B, T - 1), (B, L)
         b, t = view.shape[:2]
-        planes = rearrange(self.view.cell[view], "b t (i j) c -> (b t) c i j", i=VIEW)
-        film = self.film(self.word(observations["mission"].long()))
-        scale, shift = repeat(film, "b f -> (b t) f", t=t).chunk(2, dim=1)
+        planes = rearrange(self.view.cell[view.long()], "b t (i j) c -> (b t) c i j", i=VIEW)
+        phrase = self.mission.phrase(rearrange(self.mission.word(mission.long()), "b l d -> b d l")).relu()
+        sentence = (phrase * (mission != 0).unsqueeze(1)).amax(dim=2)
+        scale, shift = repeat(self.film(sentence), "b f -> (b t) f", t=t).chunk(2, dim=1)
         feature = torch.relu(self.view.layers(planes) * (1 + scale) + shift)  # (B * T, D)
         place = rearrange(torch.arange(b * t, device=view.device), "(b t) -> b t", b=b)
         now = feature[place[:, -1]]
         if self.memory:
-            action = observations["actions"][:, -self.memory :].long()
-            now = torch.cat([now, self.past(feature, place, action)], dim=1)
+            now = torch.cat([now, self.past(feature, place, action.long())], dim=1)
         return self.mix(now)
 
 
@@ -394,7 +424,7 @@ def ppo(
             ("ppo_same_minibatch", "ours", "theirs", f"{envs} / 16 envs; minibatch {batch_size} for both", target),
             ("ppo_same_everything", "ours_16", "theirs", f"nothing: 16 envs, minibatch {batch_size} for both", ""),
         ):
-            what = f"{equal}; differs besides engine and sharing of equal views: {differs}"
+            what = f"{equal}; differs besides engine and sharing of equal views and missions: {differs}"
             unit = "env steps/s"
             rows.append(compare(name, env_id, measured[ours], measured[theirs], target=aim, unit=unit, what=what))
     return rows
@@ -459,8 +489,12 @@ def our_policy(demos: Demos, extractor: type[FrameHistoryExtractor]) -> Headstar
     )
 
 
-def bc(options: "Options", episodes: int = 100) -> list[Row]:
-    """Cloning the same demonstrations: learners.BC against `imitation`, same network, same minibatch."""
+def bc(options: "Options", episodes: int = 100, samples: int = 20_000) -> list[Row]:
+    """Cloning the same demonstrations: learners.BC against `imitation`, same network, minibatches of the same size.
+
+    Theirs is a minibatch of samples. Ours is one of distinct observations, each weighted by how many of the samples
+    it stands for: so one figure counts what goes through the network, the other what is represented by it.
+    """
     try:
         python = imitation_python(options.imitation_venv)
     except (OSError, subprocess.SubprocessError) as error:
@@ -469,54 +503,57 @@ def bc(options: "Options", episodes: int = 100) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         demos = collect_demos(DOOR_KEY, episodes, history=1, cache=cache)
+    policy = our_policy(demos, FrameHistoryExtractor)
+    parameters = sum(p.numel() for p in policy.parameters())
+    n, distinct = len(demos), len(imitation_targets(policy, demos, mirror=False)[2])
     for batch_size in (64, 512):
-        updates = max(10, 20_000 // batch_size)
+        config = BCConfig(updates=max(1, samples // batch_size), batch_size=batch_size, mirror=False)
 
         def fit(
-            extractor: type[FrameHistoryExtractor], updates: int = updates, batch_size: int = batch_size
-        ) -> Callable[[], int]:
-            learner = BC(our_policy(demos, extractor), BCConfig(updates=updates, batch_size=batch_size))
-            return lambda: learner.fit(demos).updates * batch_size
+            extractor: type[FrameHistoryExtractor], stands_for: float, config: BCConfig = config
+        ) -> Callable[[], float]:
+            learner = BC(our_policy(demos, extractor), config)
+            return lambda: learner.fit(demos).updates * config.batch_size * stands_for
 
         with imitation_rate(python, demos, batch_size, options.seconds) as (theirs, facts):
-            parameters = sum(p.numel() for p in our_policy(demos, FrameHistoryExtractor).parameters())
             if facts["parameters"] != parameters:
                 raise RuntimeError(f"not the same network: {parameters} parameters, theirs {facts['parameters']}")
-            sides = options.sides(shared=fit(FrameHistoryExtractor), every=fit(EveryViewExtractor))
+            sides = options.sides(
+                processed=fit(EveryViewExtractor, 1), represented=fit(FrameHistoryExtractor, n / distinct)
+            )
             measured = in_turns({**sides, "theirs": theirs}, options.rounds)
-        share = distinct_share(demos, batch_size)
-        equal = f"equal: {len(demos)} samples, layers and sizes, minibatch {batch_size}; {facts['versions']}"
-        for name, side, target, differs in (
-            ("bc_processed", "every", ">= 1.3", "every sample of a minibatch goes through the network"),
-            ("bc_distinct", "shared", ">= 3", f"equal views encoded once: {share:.0%} of a minibatch are distinct"),
+        equal = f"equal: {n} samples, layers and sizes, {batch_size} rows in a minibatch; {facts['versions']}"
+        for name, side, target, counted in (
+            ("bc_processed", "processed", ">= 1.3", "rows that go through the network, no view or mission shared"),
+            (
+                *("bc_distinct", "represented", ">= 3"),
+                f"expert samples represented: {distinct} distinct observations, weighted by their number, stand for "
+                f"all {n}, so a row for {n / distinct:.2f}; theirs: rows, each one sample",
+            ),
         ):
-            what = f"{differs}; {equal}"
             row = (f"{name}_{batch_size}", DOOR_KEY, measured[side], measured["theirs"])
-            rows.append(compare(*row, target=target, unit="samples/s", what=what))
+            what = f"counted: {counted}; {equal}"
+            rows.append(compare(*row, target=target, unit=f"{side} samples/s", what=what))
     return rows
 
 
-def distinct_share(demos: Demos, batch_size: int) -> float:
-    """The share of distinct views and missions in a minibatch."""
-    rng = np.random.default_rng(0)
-    view = flat(demos)
-    batches = [view[rng.integers(len(view), size=batch_size)] for _ in range(20)]
-    return float(np.mean([len(np.unique(batch, axis=0)) / batch_size for batch in batches]))
-
-
 # ---- rows: cost ----
-def linear(options: "Options", episodes: int = 128, states: int = 4096) -> list[Row]:
-    """Twice the demonstrations, six times the alternatives: seconds of the larger over those of the smaller."""
+def linear(options: "Options", episodes: int = 256, states: int = 65_536) -> list[Row]:
+    """Twice the demonstrations, six times the alternatives: seconds of the larger over those of the smaller.
+
+    Large enough that no cache of the processor holds the smaller only, and measured there and back.
+    """
+    draw = itertools.count()  # new levels every time: episodes differ in length
     with tempfile.TemporaryDirectory() as cache:
 
         def collect(n: int) -> float:
             """CPU-seconds of n demonstrations and all their branches."""
             start = time.process_time()
-            branch(collect_demos(DOOR_KEY, n, cache=cache))
+            branch(collect_demos(DOOR_KEY, n, seed=next(draw), cache=cache))
             return time.process_time() - start
 
         twice = {"ours": lambda: collect(2 * episodes), "theirs": lambda: collect(episodes)}
-        measured = in_turns(twice, options.rounds)
+        measured = in_turns(twice, options.rounds, back=True)
     what = f"collect_demos + branch: {2 * episodes} demonstrations / {episodes}, bank of levels already there"
     rows = [compare("cost_demos_x2", DOOR_KEY, **measured, target="<= 2.1", unit="seconds", what=what)]
 
@@ -532,29 +569,38 @@ def linear(options: "Options", episodes: int = 128, states: int = 4096) -> list[
 
         return 1 / rate(once, options.seconds)
 
-    measured = in_turns({"ours": lambda: alternatives(6), "theirs": lambda: alternatives(1)}, options.rounds)
+    six = {"ours": lambda: alternatives(6), "theirs": lambda: alternatives(1)}
+    measured = in_turns(six, options.rounds, back=True)
     what = f"engine.branch of {len(state)} states: K = 6 / K = 1"
     rows.append(compare("cost_k_x6", DOOR_KEY, **measured, target="<= 6.3", unit="seconds", what=what))
     return rows
 
 
-def bank_size(options: "Options", env_id: str = MULTI_ROOM, levels: int = 20_000) -> list[Row]:
+def bank_size(options: "Options", env_ids: Sequence[str] = STUDY, levels: int = 20_000) -> list[Row]:
     """Megabytes on disk of a bank made for so many training levels; the limit stands where the other side would."""
-    with tempfile.TemporaryDirectory() as cache:
-        n = len(bank(env_id, "train", levels, cache=cache, processes=1))
-        size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file()) / 1e6
-    what = f"whole directory after bank(train, {n}), which holds the other splits of those seeds too; theirs: the limit"
-    return [Row("bank_size", env_id, size, 100.0, *[size / 100.0] * 3, target="<= 1", unit="MB", what=what)]
+    rows = []
+    for env_id in env_ids:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as cache, on_cores(options.cores):
+            n = len(bank(env_id, "train", levels, cache=cache))
+            size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file()) / 1e6
+        what = (
+            f"whole directory after bank(train, {n}), which holds the other splits of those seeds too, built in "
+            f"{time.perf_counter() - start:.0f} s on {max(1, len(options.cores))} cores; theirs: the limit"
+        )
+        rows.append(Row("bank_size", env_id, size, 100.0, *[size / 100.0] * 3, target="<= 1", unit="MB", what=what))
+    return rows
 
 
 # ---- the table ----
 @dataclass(frozen=True)
 class Options:
-    """How long and how often a side is measured."""
+    """How long and how often a side is measured; ``cores`` are for what is not measured in time."""
 
     rounds: int = 5
     seconds: float = 0.5
     imitation_venv: Path = Path(".venv-imitation")
+    cores: frozenset[int] = field(default_factory=my_cores)
 
     def sides(self, **work: Callable[[], float]) -> dict[str, Rate]:
         return {name: functools.partial(rate, side, self.seconds) for name, side in work.items()}
@@ -620,15 +666,15 @@ def main() -> None:
     parser.add_argument("--imitation-venv", type=Path, default=Options.imitation_venv, help="where imitation lives")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core, for the processes started here too
+    options = Options(imitation_venv=arguments.imitation_venv)
     facts = machine()
     print("\n".join(f"{fact['name']:18} {fact['value']}" for fact in facts))
     rows: list[Row] = []
-    for name in arguments.only or GROUPS:
-        start = time.perf_counter()
-        rows += GROUPS[name](Options(imitation_venv=arguments.imitation_venv))
-        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    with on_cores(sorted(options.cores)[-1:]):  # one, for the processes started here too
+        for name in arguments.only or GROUPS:
+            start = time.perf_counter()
+            rows += GROUPS[name](options)
+            print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     print(table(rows))
     if arguments.only:
         print("Nothing was written: the file holds the rows of one whole run.")

@@ -30,7 +30,7 @@ CELL_PARTS = (11, 6, 3)  # classes of type, colour and state of a packed cell
 class FlatViewExtractor(BaseFeaturesExtractor):
     """headstart's FrameHistoryExtractor without memory, for flat observations (B, 49 + L): view, then mission tokens.
 
-    The same layers in the same order, but every view of a batch is encoded, as in any ordinary network.
+    The same layers in the same order, but every view and mission of a batch is encoded, as in any ordinary network.
     """
 
     cell: Tensor
@@ -49,13 +49,16 @@ class FlatViewExtractor(BaseFeaturesExtractor):
             nn.Flatten(),
             nn.Linear(channels * 9, width),
         )
-        self.word = nn.EmbeddingBag(words, width, mode="mean", padding_idx=0)
+        self.word = nn.Embedding(words, width, padding_idx=0)
+        self.phrase = nn.Conv1d(width, width, 3, padding=1)
         self.film = nn.Linear(width, 2 * width)
         self.mix = nn.Sequential(nn.Linear(width, width), nn.ReLU())
 
     def forward(self, observations: Tensor) -> Tensor:
         planes = self.cell[observations[:, :CELLS].long()].view(-1, 7, 7, sum(CELL_PARTS)).permute(0, 3, 1, 2)
-        scale, shift = self.film(self.word(observations[:, CELLS:].long())).chunk(2, dim=1)
+        mission = observations[:, CELLS:].long()
+        phrase = self.phrase(self.word(mission).transpose(1, 2)).relu() * (mission != 0).unsqueeze(1)
+        scale, shift = self.film(phrase.amax(dim=2)).chunk(2, dim=1)
         return self.mix(torch.relu(self.view(planes) * (1 + scale) + shift))
 
 

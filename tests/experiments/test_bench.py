@@ -2,6 +2,8 @@
 
 import copy
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import gymnasium
@@ -132,21 +134,73 @@ def test_ppo_sides_have_equal_networks_and_settings(tmp_path: Path):
         assert any(not torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
 
 
-def test_every_group_of_rows_runs(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("group", "sizes", "n_rows"),
+    [
+        ("branches", {"states": 2, "copies": 2}, 3),
+        ("steps", {"sizes": (2, 3)}, 6),
+        ("level_import", {"n": 2}, 3),
+        ("ppo", {"rollout": 32, "envs": 4, "batch_size": 16, "levels": 8}, 6),
+        ("linear", {"episodes": 2, "states": 64}, 2),
+        ("bank_size", {"env_ids": [bench.DOOR_KEY, bench.GO_TO], "levels": 4}, 2),
+    ],
+)
+def test_every_group_of_rows_runs(group: str, sizes: dict, n_rows: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench, "BOSS", bench.GO_TO)  # a fraction of its size
-    rows = [
-        *bench.branches(OPTIONS, states=2, copies=2),
-        *bench.steps(OPTIONS, sizes=(2, 3)),
-        *bench.level_import(OPTIONS, n=2),
-        *bench.ppo(OPTIONS, rollout=32, envs=4, batch_size=16, levels=8),
-        *bench.linear(OPTIONS, episodes=2, states=64),
-        *bench.bank_size(OPTIONS, env_id=bench.DOOR_KEY, levels=4),
-    ]
-    assert len(rows) == 3 + 6 + 3 + 6 + 2 + 1
+    rows = bench.GROUPS[group](OPTIONS, **sizes)
+    assert len(rows) == n_rows
     for row in rows:
         assert row.ours > 0
         assert row.ratio_min <= row.ratio <= row.ratio_max
     assert bench.table(rows).count("\n") == len(rows)
+
+
+def test_cloning_counts_what_is_processed_and_what_is_represented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Ten updates of 64 rows: a row is one that is processed, and stands for n / distinct samples."""
+    demos = collect_demos(bench.DOOR_KEY, 2, history=1, cache=tmp_path)
+    n, distinct = len(demos), len(np.unique(bench.flat(demos), axis=0))
+    assert distinct < n
+    parameters = sum(p.numel() for p in bench.our_policy(demos, FrameHistoryExtractor).parameters())
+
+    @contextmanager
+    def theirs(*_: object):
+        yield lambda: 10.0, {"parameters": parameters, "versions": "imitation"}
+
+    monkeypatch.setattr(bench, "imitation_python", lambda venv: venv)
+    monkeypatch.setattr(bench, "imitation_rate", theirs)
+    monkeypatch.setattr(bench, "rate", lambda work, seconds: work())
+    processed, represented = bench.bc(OPTIONS, episodes=2, samples=640)[:2]
+    assert (processed.name, represented.name) == ("bc_processed_64", "bc_distinct_64")
+    assert processed.ours == 640
+    assert represented.ours == pytest.approx(640 * n / distinct)
+    assert represented.ratio == pytest.approx(64 * n / distinct)
+    assert f"a row for {n / distinct:.2f}" in represented.what
+
+
+def test_there_and_back_is_the_mean_of_both():
+    seen = []
+
+    def measure(name: str, value: Iterator[int]):
+        def rate() -> float:
+            seen.append(name)
+            return next(value)
+
+        return rate
+
+    rates = {"a": measure("a", iter((0, 1, 3))), "b": measure("b", iter((0, 10, 20)))}
+    assert bench.in_turns(rates, 1, back=True) == {"a": [2.0], "b": [15.0]}
+    assert seen == ["a", "b", "a", "b", "b", "a"]
+
+
+@pytest.mark.skipif(not bench.my_cores(), reason="this system does not let a process choose its cores")
+def test_cores_are_given_back():
+    before = bench.my_cores()
+    with bench.on_cores([min(before)]):
+        assert bench.my_cores() == {min(before)}
+        with bench.on_cores(before):
+            assert bench.my_cores() == before
+        assert bench.my_cores() == {min(before)}
+    assert bench.my_cores() == before
 
 
 def test_without_imitation_its_rows_are_left_out_and_said_so(
