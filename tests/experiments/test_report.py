@@ -1,22 +1,22 @@
-"""The report: statistics worked by hand, finished runs only, the same runs the same bytes."""
+"""The report: finished runs only, what its tables say, the same runs the same bytes."""
 
 import csv
 import io
-import math
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from headstart.envs import storage
 from headstart.envs.errors import DataError, UsageError
-from headstart.experiments import report
-from headstart.experiments.report import comparison, markdown, study_rows, write_report
+from headstart.experiments import pictures
+from headstart.experiments.evidence import Score, study_rows
+from headstart.experiments.report import crossed, markdown, write_report
 
+VARIANTS = {"MiniGrid-DoorKey-16x16-v0": 256, "Headstart-DoorKey-8x8-Dark-v0": 92}  # id -> step limit
 CONFIG = {
     "name": "door_key",
     "env_id": "MiniGrid-DoorKey-8x8-v0",
@@ -25,13 +25,17 @@ CONFIG = {
     "history": 4,
     "validation_levels": 300,
     "test_levels": 1000,
+    "ood": VARIANTS,
+    "random_success": 0.0,
+    "expert_success": 0.8,
 }
 RL_STEPS = 300_000
 
 
 def summary(arm: str, seed: int, sampled: float, greedy: float = 0.3, **more: Any) -> dict[str, Any]:
-    """A summary as the pipeline leaves it, of an arm without RL."""
+    """A summary as the pipeline leaves it, of an arm without RL; half as good out of distribution."""
     base = {"env": "door_key", "arm": arm, "seed": seed, "success_sampled": sampled, "success_greedy": greedy}
+    base |= {"success_cool": 0.5, "ood_sampled": sampled / 2, "ood_greedy": greedy / 2}
     base |= {"length_sampled": 40.0, "length_greedy": 60.0, "episodes": 1000, "updates": 1500, "expert_steps": 370}
     return base | {"env_steps": 0, "rl_steps": 0} | more
 
@@ -41,11 +45,31 @@ def after_rl(start: float, minimum: float, end: float, spent: int) -> dict[str, 
     return facts | {"rl_end": end, "rl_steps": RL_STEPS, "env_steps": RL_STEPS + spent}
 
 
+def evaluation(sampled: float, greedy: float, variants: tuple[str, ...] = tuple(VARIANTS)) -> dict[str, Any]:
+    """All rows of a run. Variants are 0.1 above and below half of test success; only "emptied" does no harm."""
+    success = {("test", "given", "sampled"): sampled, ("test", "given", "cool"): 0.5}
+    success |= {("test", "given", "greedy"): greedy}
+    for levels, more in zip(variants, (0.1, -0.1), strict=False):
+        success |= {(levels, "given", "sampled"): sampled / 2 + more, (levels, "given", "greedy"): greedy / 2 + more}
+    for instruction, share in (("shuffled", 0.5), ("emptied", 1.0), ("swapped", 0.25)):
+        success |= {("test", instruction, "sampled"): sampled * share}
+    rows = [
+        {"levels": levels, "instruction": instruction, "mode": mode, "episodes": 1000, "success": share, "length": 40.0}
+        for (levels, instruction, mode), share in success.items()
+    ]
+    return {"rows": rows}
+
+
+def save_evaluation(directory: Path, rows: dict[str, Any], name: str = "evaluation.json") -> None:
+    storage.save_json(directory / name, rows, kind="evaluation", schema=2)
+
+
 def save_run(root: Path, row: dict[str, Any], curve: list[float] | None = None, **config: Any) -> Path:
     """A finished run directory through the real storage; ``curve``: success at equally spaced steps of RL."""
     directory = root / row["arm"] / f"seed{row['seed']}"
     settings = CONFIG | {"arm": row["arm"], "seed": row["seed"]} | config
     storage.save_json(directory / "config.json", settings, kind="configuration", schema=1)
+    save_evaluation(directory, evaluation(row["success_sampled"], row["success_greedy"]))
     if curve is not None:
         spent = row["env_steps"] - row["rl_steps"]
         at = [round(share * row["rl_steps"]) for share in np.linspace(0, 1, len(curve))]
@@ -54,6 +78,7 @@ def save_run(root: Path, row: dict[str, Any], curve: list[float] | None = None, 
             for step, success in zip(at, curve, strict=True)
         ]
         storage.save_json(directory / "curve.json", points, kind="curve", schema=1)
+        save_evaluation(directory, evaluation(curve[-1], curve[-1]), "evaluation_after_rl.json")
     storage.save_json(directory / "summary.json", row, kind="summary", schema=1)
     return directory
 
@@ -83,114 +108,93 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "door_key"
 
 
-# ---- statistics ----
-def test_paired_t_interval_by_hand() -> None:
-    # mean 0.15; squares of deviations sum to 0.025, so sd = sqrt(0.025 / 4), its error sqrt(0.00125); t(4) = 2.776445
-    interval = report.paired_interval([0.10, 0.20, 0.15, 0.05, 0.25])
-    assert interval == pytest.approx((0.15 - 2.776445 * math.sqrt(0.00125), 0.15 + 2.776445 * math.sqrt(0.00125)))
-    assert report.paired_interval([0.10, 0.20, 0.15, 0.05]) is None
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a report."""
+    monkeypatch.setattr(pictures, "render", lambda draw, suffix: b"")
 
 
-def test_bootstrap_interval_by_hand() -> None:
-    # The mean of a resample is Binomial(5, 0.2) / 5: P(X = 0) = 0.33, P(X <= 2) = 0.942, P(X <= 3) = 0.993.
-    assert report.bootstrap_interval([0, 0, 1, 0, 0]) == pytest.approx((0.0, 0.6))
-    assert report.bootstrap_interval([0.4] * 10) == pytest.approx((0.4, 0.4))
-    assert report.bootstrap_interval([0.1, 0.5, 0.3, 0.9, 0.7]) == report.bootstrap_interval([0.9, 0.7, 0.5, 0.3, 0.1])
-    assert report.bootstrap_interval([0.1, 0.2, 0.3, 0.4]) is None
-
-
-def test_the_better_mode_is_better_on_average() -> None:
-    runs = [summary("bc", 0, sampled=0.5, greedy=0.6), summary("bc", 1, sampled=0.6, greedy=0.1)]
-    assert report.better_mode(runs) == "sampled"
-    assert report.better_mode(runs[:1]) == "greedy"
-    assert report.better_mode([summary("bc", 0, sampled=0.5, greedy=0.5)]) == "sampled"
-
-
-# bc is better sampled (0.54 to 0.50 on average), although not on seeds 0 and 2; bc_long and reflect are better greedy.
-BC = {0: (0.50, 0.60), 1: (0.60, 0.40), 2: (0.40, 0.60), 3: (0.60, 0.50), 4: (0.60, 0.40)}
-BC_LONG = {0: (0.20, 0.55), 1: (0.20, 0.50), 2: (0.20, 0.45), 3: (0.20, 0.50), 4: (0.20, 0.65)}
-REFLECT = {0: (0.10, 0.65), 1: (0.10, 0.80), 2: (0.10, 0.60), 3: (0.10, 0.65), 4: (0.10, 0.90)}
-
-
-def summaries_of(**arms: dict[int, tuple[float, float]]) -> list[dict[str, Any]]:
-    return [summary(arm, seed, *both) for arm, seeds in arms.items() for seed, both in seeds.items()]
-
-
-def test_comparison_by_hand() -> None:
-    found = comparison(summaries_of(reflect=REFLECT, bc_long=BC_LONG, bc=BC))
-    assert found is not None
-    assert found.mode == {"reflect": "greedy", "bc": "sampled", "bc_long": "greedy"}
-    # the better baseline of each seed: 0.55 (bc_long), 0.60 (bc), 0.45 (bc_long), 0.60 (bc), 0.65 (bc_long)
-    assert found.difference == pytest.approx((0.10, 0.20, 0.15, 0.05, 0.25))
-    assert found.mean == pytest.approx(0.15)
-    assert found.interval == pytest.approx((0.051838, 0.248162), abs=1e-6)
-    assert str(found) == (
-        "reflect (greedy) minus the better of bc (sampled) and bc_long (greedy), seed by seed: +15.0 points, "
-        "95 % paired t interval +5.2 to +24.8 (seeds 0-4)"
-    )
-
-
-def test_comparison_pairs_the_seeds_that_all_arms_have() -> None:
-    reflect = {seed: both for seed, both in REFLECT.items() if seed != 1}
-    found = comparison(summaries_of(reflect=reflect, bc_long=BC_LONG, bc=BC))
-    assert found is not None
-    assert found.seeds == (0, 2, 3, 4)
-    assert found.interval is None
-    assert "seeds 0, 2-4; an interval needs 5 seeds" in str(found)
-
-
-def test_no_comparison_without_both_baselines() -> None:
-    assert comparison(summaries_of(reflect=REFLECT, bc=BC)) is None
-    assert comparison(summaries_of(bc=BC, bc_long=BC_LONG)) is None
-    assert comparison(summaries_of(reflect={7: (0.1, 0.2)}, bc=BC, bc_long=BC_LONG)) is None
-
-
-# ---- rows and table ----
-def test_a_row_by_hand() -> None:
-    runs = [
-        summary("reflect", 0, 0.8, 0.5, **after_rl(0.80, 0.75, 0.95, spent=60_000)),
-        summary("reflect", 1, 0.7, 0.6, **after_rl(0.70, 0.72, 0.99, spent=62_000)),
-    ]
-    (row,) = study_rows(runs)
-    assert (row["arm"], row["seeds"], row["episodes"], row["better_mode"]) == ("reflect", 2, 1000, "sampled")
-    assert row["success_sampled"] == pytest.approx(0.75)
-    assert row["success_sampled_low"] is None
-    assert (row["env_steps_before_rl"], row["rl_steps"]) == (61_000, RL_STEPS)
-    assert row["rl_success_sampled"] == pytest.approx(0.97)
-    assert row["dip"] == pytest.approx(0.05)
-
-
-def test_an_arm_without_rl_has_no_numbers_of_rl() -> None:
-    (row,) = study_rows([summary("iwm", 0, 0.7, env_steps=9_400)])
-    assert (row["env_steps_before_rl"], row["rl_seeds"]) == (9_400, 0)
-    assert row["rl_success_sampled"] is row["dip"] is row["rl_steps"] is None
-
-
-def test_rows_are_in_the_order_of_the_table() -> None:
-    arms = ["zebra", "reflect", "another", "iwm", "bc_long", "scratch", "bc"]
-    rows = study_rows([summary(arm, 0, 0.5) for arm in arms])
-    assert [row["arm"] for row in rows] == ["scratch", "bc", "bc_long", "iwm", "reflect", "another", "zebra"]
-
-
-def test_rows_refuse_what_cannot_be_averaged() -> None:
-    with pytest.raises(ValueError, match="two summaries of bc, seed 3"):
-        study_rows([summary("bc", 3, 0.5), summary("bc", 3, 0.5)])
-    with pytest.raises(ValueError, match=r"bc: its seeds were tested in \[100, 1000\] episodes"):
-        study_rows([summary("bc", 0, 0.5), summary("bc", 1, 0.5, episodes=100)])
-
-
+# ---- tables ----
 def test_intervals_are_printed_from_five_seeds_on() -> None:
     runs = [summary("bc", seed, value, 0.3) for seed, value in enumerate([0, 0, 1, 0, 0])]
-    assert "| bc | 5 | 1,000 | 20.0 (0.0 to 60.0) | **30.0 (30.0 to 30.0)** |" in markdown(study_rows(runs))
-    assert "| bc | 4 | 1,000 | 25.0 | **30.0** |" in markdown(study_rows(runs[:4]))
+    five, four = (markdown(study_rows(some, (0.0, 0.6))) for some in (runs, runs[:4]))
+    assert "| bc | 5 | 1,000 | 20.0 (0.0 to 60.0) | 50.0 (50.0 to 50.0) | **30.0 (30.0 to 30.0)** | 0.50" in five
+    assert "| bc | 4 | 1,000 | 25.0 | 50.0 | **30.0** | 0.50 |" in four  # cool is the best, and is not chosen
+
+
+def test_a_crossed_table_by_hand() -> None:
+    columns = {
+        name: [
+            Score("bc", after_rl=False, levels=name, mode="greedy", seeds=(0, 1), success=(share, share + 0.1)),
+            Score("bc", after_rl=True, levels=name, mode="sampled", seeds=(1,), success=(share,)),
+        ]
+        for name, share in (("A", 0.5), ("B", 0.2))
+    }
+    assert crossed(columns, with_mode=True).splitlines() == [
+        "| policy | seeds | mode | A, % | B, % |",
+        "|---|---:|---:|---:|---:|",
+        "| bc | 2 | greedy | 55.0 | 25.0 |",
+        "| bc + PPO | 1 | sampled | 50.0 | 20.0 |",
+    ]
+
+
+def tables(text: str) -> dict[str, list[list[str]]]:
+    """The cells of each table, by the heading above it."""
+    sections = {part.partition("\n")[0]: part for part in text.split("## ")}
+    return {
+        heading: [line[2:-2].split(" | ") for line in part.splitlines() if line.startswith("| ")]
+        for heading, part in sections.items()
+    }
+
+
+def test_out_of_distribution_by_hand(tmp_path: Path, undrawn: None) -> None:
+    for seed, better in enumerate((0.2, 0.3)):
+        for arm in ("bc", "bc_long"):
+            save_run(tmp_path, summary(arm, seed, 0.3, 0.4))
+        row = summary("reflect", seed, 0.4 + better, 0.4, **after_rl(0.5, 0.5, 0.9, spent=0))
+        save_run(tmp_path, row, [0.5, 0.9])
+    text = write_report(tmp_path).text
+    head, *rows = tables(text)["Out of distribution"]
+    assert head == ["policy", "seeds", "mode", *(f"{name}, %" for name in (*VARIANTS, "mean"))]
+    assert rows == [
+        ["bc", "2", "greedy", "30.0", "10.0", "20.0"],  # 0.4 / 2 + 0.1, 0.4 / 2 - 0.1
+        ["bc_long", "2", "greedy", "30.0", "10.0", "20.0"],
+        ["reflect", "2", "sampled", "42.5", "22.5", "32.5"],  # the mean over seeds of 0.3 and 0.35, and 0.1 each way
+        ["reflect + PPO", "2", "sampled", "55.0", "35.0", "45.0"],
+    ]
+    # seed by seed: 0.3 and 0.35, minus 0.2
+    assert (
+        "- reflect (sampled) minus the better of bc (greedy) and bc_long (greedy) out of distribution, seed by seed: "
+        "+12.5 points (seeds 0-1; an interval needs 5 seeds)"
+    ) in text
+
+
+def test_instruction_use_by_hand(tmp_path: Path, undrawn: None) -> None:
+    for seed, sampled in enumerate((0.8, 0.4)):
+        save_run(tmp_path, summary("bc", seed, sampled, greedy=0.9))
+    assert tables(write_report(tmp_path).text)["Is the instruction used?"] == [
+        ["policy", "seeds", "given, %", "shuffled, %", "emptied, %", "swapped, %"],
+        ["bc", "2", "60.0", "30.0", "60.0", "15.0"],
+    ]
+
+
+def test_what_an_environment_does_not_have_is_left_out(tmp_path: Path, undrawn: None) -> None:
+    """Neither variants nor instructions."""
+    place = save_run(tmp_path, summary("bc", 0, 0.5), ood={})
+    rows = [row for row in evaluation(0.5, 0.3, variants=())["rows"] if row["instruction"] == "given"]
+    save_evaluation(place, {"rows": rows})
+    found = write_report(tmp_path)
+    assert "##" not in found.text
+    assert not found.picture.with_name("ood.png").exists()
 
 
 # ---- files ----
 def test_the_report_of_finished_runs(directory: Path) -> None:
     found = write_report(directory)
     assert found.text == storage.load_text(found.table, kind="report", schema=1)
-    table = [line.split(" | ")[0] for line in found.text.splitlines() if line.startswith("| ")]
-    assert table == ["| arm", "| scratch", "| bc", "| bc_long", "| iwm", "| reflect"]
+    (main, *_) = tables(found.text).values()
+    assert [line[0] for line in main] == ["arm", "scratch", "bc", "bc_long", "iwm", "reflect"]
+    assert "random play (0.0 %) is 0 and the expert (80.0 % of levels) is 1" in found.text
     assert "reflect (sampled) minus the better of bc (sampled) and bc_long (sampled)" in found.text
     assert "Unfinished" not in found.text
     rows = csv_rows(directory, "results")
@@ -202,11 +206,25 @@ def test_the_report_of_finished_runs(directory: Path) -> None:
     assert (len(points), points[0]["env_steps"], points[0]["rl_steps"]) == (16, "61900", "0")
     with Image.open(found.picture) as picture:
         assert picture.size == (1600, 920)
+    with Image.open(found.picture.with_name("ood.png")) as picture:
+        assert picture.width == 1600
     assert storage.load_bytes(found.picture.with_suffix(".svg"), kind="picture", schema=1).startswith(b"<?xml")
 
 
-def csv_rows(directory: Path, name: str) -> list[dict[str, str]]:
-    text = storage.load_text(directory / "report" / f"{name}.csv", kind=name, schema=1)
+def test_every_row_of_an_evaluation_is_in_the_csv(directory: Path, undrawn: None) -> None:
+    write_report(directory)
+    rows = csv_rows(directory, "evaluation", kind="evaluations")
+    assert ",".join(rows[0]) == "arm,seed,after_rl,levels,instruction,mode,episodes,success,length"
+    assert len(rows) == 2 * (5 + 3) * 10  # two seeds; five arms, three of them after RL too; ten rows in each file
+    for after, name in enumerate(("evaluation.json", "evaluation_after_rl.json")):
+        saved = storage.load_json(directory / "reflect" / "seed1" / name, kind="evaluation", schema=2)["rows"]
+        which = {"arm": "reflect", "seed": "1", "after_rl": str(after)}
+        found = [row for row in rows if which.items() <= row.items()]
+        assert found == [which | {key: str(value) for key, value in row.items()} for row in saved]
+
+
+def csv_rows(directory: Path, name: str, kind: str = "") -> list[dict[str, str]]:
+    text = storage.load_text(directory / "report" / f"{name}.csv", kind=kind or name, schema=1)
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -214,12 +232,11 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for place in (tmp_path / "a" / "door_key", tmp_path / "b" / "door_key"):
         save_runs(place, seeds=2)
-        write_report(place)
         report_directory = write_report(place).table.parent
         written.append({path.name: path.read_bytes() for path in report_directory.iterdir()})
     assert written[0] == written[1]
-    names = {"manifest.json", "table.md", "results.csv", "curves.csv", "success.png", "success.svg"}
-    assert set(written[0]) == names
+    pictures = {"success.png", "success.svg", "ood.png", "ood.svg"}
+    assert set(written[0]) == {"manifest.json", "table.md", "results.csv", "evaluation.csv", "curves.csv", *pictures}
 
 
 def test_the_picture_does_not_depend_on_the_users_matplotlibrc(directory: Path) -> None:
@@ -228,7 +245,7 @@ def test_the_picture_does_not_depend_on_the_users_matplotlibrc(directory: Path) 
         assert write_report(directory).picture.read_bytes() == plain
 
 
-def test_unfinished_runs_are_named_and_left_out(directory: Path) -> None:
+def test_unfinished_runs_are_named_and_left_out(directory: Path, undrawn: None) -> None:
     (directory / "reflect" / "seed2").mkdir()
     storage.save_json(directory / "iwm" / "seed10" / "config.json", CONFIG, kind="configuration", schema=1)
     storage.save_json(directory / "demos" / "seed2" / "demos.json", {}, kind="demos", schema=1)
@@ -238,7 +255,7 @@ def test_unfinished_runs_are_named_and_left_out(directory: Path) -> None:
     assert "seed10" not in (directory / "report" / "results.csv").read_text()
 
 
-def test_a_curve_that_its_summary_does_not_know_is_left_out(directory: Path) -> None:
+def test_a_curve_that_its_summary_does_not_know_is_left_out(directory: Path, undrawn: None) -> None:
     """PPO was begun after a run without it had finished."""
     row = summary("iwm", 0, 0.7, rl_steps=RL_STEPS)
     save_run(directory, row, [0.7, 0.9])
@@ -255,7 +272,10 @@ def test_a_damaged_summary_is_an_error_that_names_it(directory: Path) -> None:
     assert not (directory / "report").exists()
 
 
-@pytest.mark.parametrize("change", [{"demos": 8}, {"horizon": 64}, {"test_levels": 100}, {"env_id": "other"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"demos": 8}, {"horizon": 64}, {"test_levels": 100}, {"env_id": "other"}, {"expert_success": 0.9}, {"ood": {}}],
+)
 def test_runs_of_different_settings_do_not_share_a_table(directory: Path, change: dict[str, Any]) -> None:
     place = save_run(directory, summary("bc_long", 2, 0.6), **change)
     (name,) = change
@@ -270,62 +290,25 @@ def test_ppo_of_different_length_does_not_share_a_table(directory: Path) -> None
         write_report(directory)
 
 
+def test_runs_of_different_evaluations_do_not_share_a_table(directory: Path) -> None:
+    place = save_run(directory, summary("bc_long", 2, 0.6))
+    save_evaluation(place, evaluation(0.6, 0.3, variants=("MiniGrid-DoorKey-16x16-v0",)))
+    with pytest.raises(DataError, match=rf"{place}: has variants .*, but .*scratch/seed0 has"):
+        write_report(directory)
+
+
+def test_an_evaluation_of_an_older_version_is_refused(directory: Path) -> None:
+    """It has neither other levels nor other instructions."""
+    path = directory / "bc" / "seed1" / "evaluation.json"
+    storage.save_json(path, {"episodes": 1000, "success_sampled": 0.6}, kind="evaluation", schema=1)
+    with pytest.raises(DataError, match=f"{path}: has version 1 of 'evaluation'; this headstart reads version 2"):
+        write_report(directory)
+    assert not (directory / "report").exists()
+
+
 def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="headstart run door_key"):
         write_report(tmp_path / "door_key")
     (tmp_path / "door_key" / "bc" / "seed0").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"no finished run \(unfinished: bc/seed0\)"):
         write_report(tmp_path / "door_key")
-
-
-# ---- the picture ----
-def test_curves_start_at_the_steps_spent_before_rl(directory: Path) -> None:
-    (axes,) = report.draw(report.read_runs(directory)).axes
-    starts = {line.get_xydata()[0][0] for line in axes.lines if len(line.get_xydata()) == 16}  # type: ignore[arg-type]
-    assert starts == {0, 61_450}  # reflect: the mean of its two seeds
-    assert len(axes.collections) == 3  # a band for each
-
-
-def test_one_seed_has_no_band(tmp_path: Path) -> None:
-    save_runs(tmp_path, seeds=1)
-    (axes,) = report.draw(report.read_runs(tmp_path)).axes
-    assert len(axes.collections) == 0
-
-
-def test_a_picture_without_rl(tmp_path: Path) -> None:
-    for arm, success in (("bc", 0.6), ("reflect", 0.8)):
-        save_run(tmp_path, summary(arm, 0, success))
-    figure = report.draw(report.read_runs(tmp_path))
-    assert "PPO" not in " ".join(text.get_text() for text in figure.texts)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["bc, no RL  60%", "reflect, no RL  80%"]
-
-
-def test_arms_differ_in_more_than_colour() -> None:
-    looks = [*report.LOOKS.values(), *report.OTHER_LOOKS]
-    for part in ("colour", "dash", "marker"):
-        assert len({getattr(look, part) for look in looks}) == len(looks)
-
-
-def test_all_words_fit_into_the_picture(tmp_path: Path) -> None:
-    longest = {"env_id": "BabyAI-PutNextS7N4Carrying-v0", "demos": 1024}
-    for arm in ("scratch", "bc", "reflect", "iwm+reflect"):
-        row = summary(arm, 0, 1.0, **after_rl(1.0, 1.0, 1.0, spent=61_000))
-        save_run(tmp_path, row, [1.0, 1.0], **longest)
-    for arm in ("bc_long", "iwm", "self_label"):
-        save_run(tmp_path, summary(arm, 0, 1.0), **longest)
-    figure = report.draw(report.read_runs(tmp_path))
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    words = [*figure.texts, *figure.axes[0].texts]
-    boxes = [text.get_window_extent(renderer) for text in words]
-    for text, box in zip(words, boxes, strict=True):
-        assert figure.bbox.fully_containsx(box.x0), text.get_text()
-        assert figure.bbox.fully_containsx(box.x1), text.get_text()
-        assert figure.bbox.fully_containsy(box.y1), text.get_text()
-
-
-def test_labels_are_spread_by_hand() -> None:
-    assert report.spread([0.2, 0.8], gap=0.1, low=0, high=1) == pytest.approx([0.2, 0.8])
-    assert report.spread([0.52, 0.5], gap=0.1, low=0, high=1) == pytest.approx([0.56, 0.46])
-    assert report.spread([1.0, 1.0, 1.0], gap=0.1, low=0, high=1) == pytest.approx([0.8, 0.9, 1.0])
-    assert report.spread([0.5] * 5, gap=0.5, low=0, high=1) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-    assert report.spread([], gap=0.1, low=0, high=1) == []

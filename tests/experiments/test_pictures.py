@@ -1,0 +1,146 @@
+"""The pictures of a report: what is drawn where, legible without colour, and no word outside."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from headstart.experiments import pictures
+from headstart.experiments.evidence import TEST, Runs, scores
+
+RL_STEPS = 300_000
+VARIANTS = ("BabyAI-Synth-v0", "BabyAI-SynthLoc-v0", "Headstart-BlockedUnlockPickup-S8-v0")
+
+
+def runs_of(
+    arms: dict[str, tuple[float, float | None]],
+    seeds: int = 2,
+    spent: int = 0,
+    **facts: Any,
+) -> Runs:
+    """Arms as name -> success of the warm start, and after PPO or None; each seed is 0.01 better than the last.
+
+    reflect has spent ``spent`` steps before RL, and 1,000 more with each seed. A variant costs 0.1.
+    """
+    known = {"env_id": "MiniGrid-DoorKey-8x8-v0", "demos": 16, "validation_levels": 300, "test_levels": 1000}
+    known |= {"random_success": 0.05, "expert_success": 0.98, "variants": dict.fromkeys(VARIANTS, 1000)}
+    summaries, evaluation, curves = [], [], {}
+    for arm, (start, end) in arms.items():
+        for seed in range(seeds):
+            steps = spent + 1000 * seed if arm == "reflect" else 0
+            rl_steps = 0 if end is None else RL_STEPS
+            success = start + 0.01 * seed
+            summaries.append(
+                {"arm": arm, "seed": seed, "env_steps": steps + rl_steps, "rl_steps": rl_steps}
+                | {"success_sampled": success, "success_greedy": 0.0}
+            )
+            if end is not None:
+                at = np.linspace(0, RL_STEPS, 16).astype(int).tolist()
+                points = [
+                    {"env_steps": steps + step, "rl_steps": step, "success": success + (end - start) * step / RL_STEPS}
+                    for step in at
+                ]
+                curves.setdefault(arm, {})[seed] = points
+            for after_rl, share in enumerate((success,) if end is None else (success, end)):
+                for i, levels in enumerate((TEST, *(known | facts)["variants"])):
+                    which = {"arm": arm, "seed": seed, "after_rl": after_rl, "levels": levels, "instruction": "given"}
+                    evaluation += [
+                        which | {"mode": mode, "success": share - 0.1 * i if mode == "sampled" else 0.0}
+                        for mode in ("sampled", "greedy")
+                    ]
+    return Runs(summaries, evaluation, curves, known | facts, [])
+
+
+ARMS = {"scratch": (0.02, 0.1), "bc": (0.6, 0.9), "bc_long": (0.65, None), "reflect": (0.8, 0.95)}
+
+
+def draw_ood(runs: Runs) -> Figure:
+    panels = {levels: scores(runs.evaluation, [levels]) for levels in (TEST, *runs.facts["variants"])}
+    return pictures.draw_ood(runs, panels)
+
+
+# ---- success against steps ----
+def test_curves_start_at_the_steps_spent_before_rl() -> None:
+    (axes,) = pictures.draw(runs_of(ARMS, spent=61_000)).axes
+    starts = {line.get_xydata()[0][0] for line in axes.lines if len(line.get_xydata()) == 16}  # type: ignore[arg-type]
+    assert starts == {0, 61_500}  # reflect: the mean of its two seeds
+    assert len(axes.collections) == 3  # a band for each
+
+
+def test_one_seed_has_no_band() -> None:
+    (axes,) = pictures.draw(runs_of(ARMS, seeds=1)).axes
+    assert len(axes.collections) == 0
+
+
+def test_random_play_and_the_expert_bound_the_picture() -> None:
+    (axes,) = pictures.draw(runs_of(ARMS)).axes
+    assert {"random play  5%", "expert  98%"} <= {text.get_text() for text in axes.texts}
+    levels = {tuple(np.unique(line.get_ydata())) for line in axes.lines}
+    assert {(0.05,), (0.98,)} <= levels
+
+
+def test_a_picture_without_rl() -> None:
+    figure = pictures.draw(runs_of({"bc": (0.6, None), "reflect": (0.8, None)}, seeds=1))
+    assert "PPO" not in " ".join(text.get_text() for text in figure.texts)
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == ["bc, no RL  60%", "reflect, no RL  80%", "random play  5%", "expert  98%"]
+
+
+def test_arms_differ_in_more_than_colour() -> None:
+    looks = [*pictures.LOOKS.values(), *pictures.OTHER_LOOKS]
+    for part in ("colour", "dash", "marker"):
+        assert len({getattr(look, part) for look in looks}) == len(looks)
+
+
+# ---- out of distribution ----
+def test_dots_lie_at_the_mean_and_rings_at_the_success_in_distribution() -> None:
+    figure = draw_ood(runs_of({"bc": (0.5, None), "reflect": (0.7, 0.9)}))
+    test, first, *_ = figure.axes
+    assert [label.get_text() for label in test.get_yticklabels()] == ["bc", "reflect", "reflect + PPO"]
+    assert [text.get_text() for text in first.texts] == ["40%", "60%", "80%"]  # a variant costs 0.1
+    rings = [line.get_xydata().tolist() for line in first.lines if line.get_color() == "white"]  # type: ignore[union-attr]
+    heights = test.get_yticks().tolist()
+    assert heights == sorted(heights, reverse=True)
+    expected = zip((0.505, 0.705, 0.9), heights, strict=True)  # each seed is 0.01 better than the last
+    assert rings == [[[pytest.approx(at), pytest.approx(height)]] for at, height in expected]
+    assert not [line for line in test.lines if line.get_color() == "white"]
+
+
+@pytest.mark.parametrize("seeds", [4, 5])
+def test_an_interval_is_drawn_from_five_seeds_on(seeds: int) -> None:
+    figure = draw_ood(runs_of({"bc": (0.5, None)}, seeds=seeds, variants={VARIANTS[0]: 1000}))
+    lines = [line.get_xydata() for line in figure.axes[0].lines]
+    assert [len(points) for points in lines] == ([seeds, 2, 1] if seeds == 5 else [seeds, 1])  # type: ignore[arg-type]
+    assert ("interval" in figure.texts[-1].get_text()) == (seeds == 5)
+
+
+# ---- both ----
+LONGEST = {"env_id": "BabyAI-PutNextS7N4Carrying-v0", "demos": 1024, "random_success": 0.0, "expert_success": 1.0}
+MANY: dict[str, tuple[float, float | None]] = {}
+MANY |= dict.fromkeys(("scratch", "bc", "reflect", "iwm+reflect"), (1.0, 1.0))
+MANY |= dict.fromkeys(("bc_long", "iwm", "self_label"), (1.0, None))
+
+
+@pytest.mark.parametrize("draw", [pictures.draw, draw_ood])
+def test_all_words_fit_into_the_picture(draw: Any) -> None:
+    figure: Figure = draw(runs_of(MANY, seeds=1, spent=61_000, **LONGEST))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)  # tick labels have their places only then
+    words = [*figure.texts, *(text for axes in figure.axes for text in (*axes.texts, axes.title, axes._left_title))]  # type: ignore[attr-defined]
+    words += [label for label in figure.axes[0].get_yticklabels() if label.get_visible()]
+    boxes = [text.get_window_extent(renderer) for text in words]
+    assert len(words) > 10
+    for text, box in zip(words, boxes, strict=True):
+        assert figure.bbox.fully_containsx(box.x0), text.get_text()
+        assert figure.bbox.fully_containsx(box.x1), text.get_text()
+        assert figure.bbox.fully_containsy(box.y1), text.get_text()
+
+
+def test_labels_are_spread_by_hand() -> None:
+    assert pictures.spread([0.2, 0.8], gap=0.1, low=0, high=1) == pytest.approx([0.2, 0.8])
+    assert pictures.spread([0.52, 0.5], gap=0.1, low=0, high=1) == pytest.approx([0.56, 0.46])
+    assert pictures.spread([1.0, 1.0, 1.0], gap=0.1, low=0, high=1) == pytest.approx([0.8, 0.9, 1.0])
+    assert pictures.spread([0.5] * 5, gap=0.5, low=0, high=1) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert pictures.spread([], gap=0.1, low=0, high=1) == []
