@@ -7,7 +7,7 @@ from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.pipeline import RL, Experiment, main_arms
 from headstart.learners import BCConfig, ReflectionConfig
 
-# bc: the best of results/blocked_unlock/tuning.csv. The number of demonstrations: results/blocked_unlock/budget.csv.
+# bc is the best of results/blocked_unlock/tuning.csv; budget.csv beside it is why there are so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["blocked_unlock"],
     main_arms(

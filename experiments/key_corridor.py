@@ -7,7 +7,7 @@ from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.pipeline import RL, Experiment, main_arms
 from headstart.learners import BCConfig, ReflectionConfig
 
-# bc: the best of results/key_corridor/tuning.csv. The number of demonstrations: results/key_corridor/budget.csv.
+# bc is the best of results/key_corridor/tuning.csv; budget.csv beside it is why there are so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["key_corridor"],
     main_arms(

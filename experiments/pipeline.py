@@ -8,7 +8,7 @@ seed; its artefact carries a key made of these, and the same command again skips
                                  versions.json      packages, commit, command (volatile)
                                  warm_start.*       weights (safetensors) and what the fit has cost (JSON)
                                  metrics.csv        losses of the fit
-                                 evaluation.json    success on test levels, out of distribution, and with untrue instructions
+                                 evaluation.json    success on test levels, out of distribution, with untrue missions
                                  policy.*           weights after PPO, curve.csv, rl.csv
                                  summary.json       the row of the table
                                  events.out.*       TensorBoard (a view of the CSV files)
@@ -265,7 +265,9 @@ def exams(experiment: Experiment) -> list[Exam]:
     """In distribution in every mode, out of distribution, and with instructions that are not true."""
     env_id, horizon = experiment.env_id, experiment.horizon
     tests = [Exam(env_id, horizon, "given", mode) for mode in MODES]
-    tests += [Exam(id, limit, "given", mode) for id, limit in experiment.ood.items() for mode in ("sampled", "greedy")]
+    tests += [
+        Exam(ood, limit, "given", mode) for ood, limit in experiment.ood.items() for mode in ("sampled", "greedy")
+    ]
     if has_instructions(GridStates.of(bank(env_id, "test", experiment.test_levels)).mission()):
         tests += [Exam(env_id, horizon, alteration, "sampled") for alteration in ALTERATIONS]
     return tests

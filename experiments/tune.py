@@ -4,8 +4,8 @@
     python experiments/tune.py budget key_corridor       -> results/key_corridor/budget.csv
     python experiments/tune.py history key_corridor      -> results/key_corridor/history.csv
 
-The draws of demonstrations are of seeds that no study uses (from 1000 on), the levels are those of the validation split,
-and test levels are not touched. All rows are written, the worst ones too. A setting's score is its mean success over the
+The draws of demonstrations are of seeds that no study uses (from 1000 on), the levels are of the validation split, and
+test levels are not touched. All rows are written, the worst ones too. A setting's score is its mean success over the
 draws, in its better mode.
 
 ``settings`` goes through memory and augmentation, learning rate, then updates x weight decay, each at the best of what

@@ -7,8 +7,8 @@ and their number as the weight. The gradient over all rows is that over all pair
 
 Labels are smoothed, because a policy that is never quite sure escapes its own loops. Demonstrations are also looked at
 in a mirror, where left is right. A policy with memory is tempted to repeat its last action, which predicts the expert's
-next one well (the copycat problem, arXiv 2010.14876): hiding the past of some samples takes the temptation away. This is
-the baseline of everything else here, so it is tuned as hard: see experiments/tune.py.
+next one well (the copycat problem, arXiv 2010.14876): hiding the past of some samples takes the temptation away. This
+is the baseline of everything else here, so it is tuned as hard: see experiments/tune.py.
 """
 
 from dataclasses import dataclass

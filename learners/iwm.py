@@ -82,7 +82,7 @@ class IWM:
         seen = [branches, mirror_branches(branches)] if c.bc.mirror else [branches]
         parts = [part.transitions() for part in seen]
         before = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
-        action, future = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+        action, future = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
         changes = (before["frames"][:, -1, :CELLS] != future[:, :CELLS]).any(1)
         pools = [torch.as_tensor(pool.nonzero()[0]) for pool in (changes, ~changes) if pool.any()]
         obs = as_tensors(before, policy.device)

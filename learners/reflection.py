@@ -111,15 +111,14 @@ class Reflection:
         self.policy, self.config, self.seed, self.log = policy, config or ReflectionConfig(), seed, log
         torch.manual_seed(seed)
         judge = self.config.judge
-        words = policy.features_extractor.words
-        self.judges = [Judge(words, dropout=judge.dropout).to(policy.device) for _ in range(judge.members)]
+        self.judges = [Judge(policy.n_words, dropout=judge.dropout).to(policy.device) for _ in range(judge.members)]
         self.updates = self.env_steps = 0
 
     # ---- losses ----
     def judge_loss(
         self, judge: Judge, frame: Tensor, future: Tensor, revisit: Tensor, mission: Tensor, action: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Find the expert's future: frames (B, F), futures (B, A, F), revisits (B, A), missions (B, L), actions (B,)."""
+        """Find the expert's future: frame (B, F), future (B, A, F), revisit (B, A), mission (B, L), action (B,)."""
         credit = same_future_credit(future, action)  # (B, A)
         score = judge(frame, future, revisit, mission)  # (B, A)
         loss = contrast_loss(score, credit)

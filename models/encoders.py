@@ -86,17 +86,21 @@ class MissionEncoder(nn.Module):
     """Missions (N, L) -> (N, D), for any L; equal missions are encoded once, and an empty one is zero.
 
     A convolution over three neighbouring words tells "put the ball next to the box" from its reverse, and the
-    maximum over the sentence takes sentences longer than any in training (text CNN, arXiv 1408.5882).
+    maximum over the sentence takes sentences longer than any in training (text CNN, arXiv 1408.5882). It is done as
+    a sum of three columns of a table: what each word contributes from the left, in the middle and from the right.
     """
 
     def __init__(self, words: int, width: int):
         super().__init__()
         self.word = nn.Embedding(words, width, padding_idx=0)
-        self.phrase = nn.Conv1d(width, width, 3, padding=1)
+        self.phrase = nn.Linear(width, 3 * width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, mission: Tensor) -> Tensor:
         distinct, place = distinct_rows(mission)
         longest = int((distinct != 0).sum(1).max().clamp(min=1))
         distinct = distinct[:, :longest]  # the rest is padding
-        phrase = self.phrase(rearrange(self.word(distinct.long()), "u l d -> u d l")).relu()
-        return (phrase * (distinct != 0).unsqueeze(1)).amax(dim=2)[place]
+        table = rearrange(self.phrase(self.word.weight), "w (side d) -> side w d", side=3)  # padding's is zero
+        left, middle, right = (F.embedding(distinct.long(), part, padding_idx=0) for part in table)  # (U, L, D)
+        phrase = middle + F.pad(left[:, :-1], (0, 0, 1, 0)) + F.pad(right[:, 1:], (0, 0, 0, 1)) + self.bias
+        return (phrase.relu() * (distinct != 0).unsqueeze(2)).amax(dim=1)[place]

@@ -49,7 +49,7 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         self.memory = history if memory is None else memory
         if not 0 <= self.memory <= history:
             raise ValueError(f"memory={self.memory}, but observations hold {history} earlier frames.")
-        self.words = int(observation_space["mission"].high.max()) + 1  # type: ignore[attr-defined]
+        self.words: int = int(observation_space["mission"].high.max()) + 1  # type: ignore[attr-defined]
         self.view = ViewEncoder(width, channels)
         self.mission = MissionEncoder(self.words, width)
         self.film = nn.Linear(width, 2 * width)
@@ -101,6 +101,11 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
     @property
     def n_actions(self) -> int:
         return int(self.action_space.n)  # type: ignore[attr-defined]
+
+    @property
+    def n_words(self) -> int:
+        """Size of the vocabulary, padding included."""
+        return self.features_extractor.words  # type: ignore[return-value]
 
     def read(self, obs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The parts of an observation that the policy looks at: two states that agree in them are one to it."""
