@@ -1,8 +1,11 @@
-"""Views: what a cell becomes, and that equal views are encoded once with the gradient of all of them."""
+"""Views and missions: what they become, and that equal ones are encoded once with the gradient of all of them."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -10,7 +13,18 @@ from torch import Tensor
 
 from headstart.envs import engine
 from headstart.envs.banks import import_seeds
-from headstart.models.encoders import CELL_PARTS, CELLS, VIEW, ViewEncoder, cell_classes, cell_table, distinct_rows
+from headstart.envs.missions import encode
+from headstart.models import encoders
+from headstart.models.encoders import (
+    CELL_PARTS,
+    CELLS,
+    VIEW,
+    MissionEncoder,
+    ViewEncoder,
+    cell_classes,
+    cell_table,
+    distinct_rows,
+)
 
 SMALL_BYTES = arrays(np.uint8, st.tuples(st.integers(0, 40), st.integers(1, 12)), elements=st.integers(0, 3))
 
@@ -117,3 +131,106 @@ def test_where_a_thing_is_makes_a_difference() -> None:
     frame[torch.arange(CELLS), torch.arange(CELLS)] = 5 * 18
     features = encoder(frame)
     assert (torch.cdist(features, features) + torch.eye(CELLS)).min() > 1e-4
+
+
+# ---- missions ----
+WORDS = 20
+
+
+def mission_encoder() -> MissionEncoder:
+    torch.manual_seed(0)
+    made = MissionEncoder(WORDS, width=6).double()
+    for parameter in made.parameters():  # with a bias that is not zero, as after a fit
+        with torch.no_grad():
+            parameter += 0.1 * torch.randn_like(parameter)
+    with torch.no_grad():
+        made.word.weight[0] = 0  # padding
+    return made
+
+
+def sentences(n: int = 40, distinct: int = 7, length: int = 9) -> Tensor:
+    """(n, length) missions of one to ``length`` words, of which only ``distinct`` differ; the first is empty."""
+    rng = np.random.default_rng(0)
+    words = rng.integers(1, WORDS, size=(distinct, length), dtype=np.uint8)
+    words[np.arange(length) >= rng.integers(1, length + 1, size=(distinct, 1))] = 0
+    words[0] = 0
+    return torch.as_tensor(words[np.arange(n) % distinct])
+
+
+def test_a_mission_is_the_greatest_of_its_phrases_of_three_words() -> None:
+    """A convolution, written out: nothing stands before the first word or after the last."""
+    encoder, mission = mission_encoder(), sentences(7)
+    kernel = rearrange(encoder.phrase.weight, "(side d) e -> side d e", side=3)
+    wanted = []
+    for sentence in mission.tolist():
+        words = [encoder.word.weight[word] for word in sentence if word]
+        nothing = torch.zeros(6, dtype=torch.float64)
+        around = [nothing, *words, nothing]
+        phrases = []
+        for i in range(len(words)):
+            phrase = sum(part @ word for part, word in zip(kernel, around[i : i + 3], strict=True))
+            phrases.append((phrase + encoder.bias).relu())
+        wanted.append(torch.stack(phrases).amax(0) if phrases else nothing)
+    torch.testing.assert_close(encoder(mission), torch.stack(wanted))
+
+
+@pytest.mark.parametrize("more", [1, 5, 60])
+def test_padding_changes_nothing(more: int) -> None:
+    encoder, mission = mission_encoder(), sentences()
+    padded = torch.nn.functional.pad(mission, (0, more))
+    torch.testing.assert_close(encoder(padded), encoder(mission), rtol=1e-12, atol=1e-12)
+    alone = torch.cat([encoder(sentence[None][:, : max(1, int((sentence > 0).sum()))]) for sentence in mission])
+    torch.testing.assert_close(alone, encoder(mission), rtol=1e-12, atol=1e-12)
+
+
+def test_a_mission_longer_than_any_before_is_read_to_its_end() -> None:
+    encoder, long = mission_encoder(), torch.ones(1, 100, dtype=torch.uint8)
+    other = long.clone()
+    other[0, -1] = 7
+    assert not torch.equal(encoder(long), encoder(other))
+
+
+def test_an_empty_mission_is_zero() -> None:
+    encoder = mission_encoder()
+    assert torch.equal(encoder(torch.zeros(3, 5, dtype=torch.uint8)), torch.zeros(3, 6, dtype=torch.float64))
+    some = encoder(sentences(7))
+    assert torch.equal(some[0], torch.zeros(6, dtype=torch.float64))  # among others too
+    assert (some[1:] > 0).any(1).all()
+
+
+def test_the_order_of_words_counts() -> None:
+    there_and_back = "put the ball next to the box", "put the box next to the ball"
+    mission = torch.as_tensor(np.stack([encode(words, length=9) for words in there_and_back]))
+    assert sorted(mission[0].tolist()) == sorted(mission[1].tolist())  # the same bag of words
+    torch.manual_seed(0)
+    one, other = MissionEncoder(int(mission.max()) + 1, width=32)(mission)
+    assert (one - other).abs().max() > 0.1
+
+
+def test_equal_missions_are_encoded_once_with_the_gradient_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, mission = mission_encoder(), sentences()
+    weight = torch.randn(len(mission), 6, dtype=torch.float64)
+    parameters, looked_up = [encoder.word.weight, encoder.phrase.weight, encoder.bias], []
+    assert len(parameters) == len(list(encoder.parameters()))
+
+    def gradient(out: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((out.tanh() * weight).sum(), parameters)
+
+    lookup = torch.nn.functional.embedding
+
+    def counted(words: Tensor, table: Tensor, **options: Any) -> Tensor:
+        looked_up.append(len(words))
+        return lookup(words, table, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoders.F, "embedding", counted)
+        shared = encoder(mission)
+    assert looked_up == [7] * 3
+    together = gradient(shared)
+    monkeypatch.setattr(encoders, "distinct_rows", lambda rows: (rows, torch.arange(len(rows))))
+    alone = torch.cat([encoder(mission[i : i + 1]) for i in range(len(mission))])
+    torch.testing.assert_close(shared, alone)
+    for one, other in zip(together, gradient(alone), strict=True):
+        assert one.abs().max() > 1e-3
+        torch.testing.assert_close(one, other)
+    assert (together[0][0] == 0).all()  # padding learns nothing

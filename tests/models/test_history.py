@@ -1,10 +1,10 @@
-"""Memory: masked before the episode, blind to nothing in it, defined when there is no past at all."""
+"""Memory: masked before the episode, blind to nothing in it, defined when there is no past at all, hidden at will."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from headstart.models.history import HistoryAttention
+from headstart.models.history import HistoryAttention, hide_past
 
 WIDTH, HISTORY, A = 16, 3, 7
 NONE = A  # the action that marks a frame from before the episode
@@ -93,3 +93,81 @@ def test_the_order_of_the_past_counts(memory: HistoryAttention) -> None:
     action, place = torch.tensor([[2, 2, 2]]), torch.tensor([[0, 1, 2, 3]])
     swapped = torch.tensor([[1, 0, 2, 3]])
     assert not torch.allclose(memory(feature, place, action), memory(feature, swapped, action))
+
+
+# ---- hidden pasts ----
+HIDDEN = A + 1  # the action that training hides
+
+
+def observed(b: int = 20_000) -> dict[str, Tensor]:
+    """The first steps of episodes and later ones, in equal shares: how much of the past is there goes from 0 to all."""
+    generator = torch.Generator().manual_seed(2)
+    action = torch.randint(A, (b, HISTORY), generator=generator, dtype=torch.uint8)
+    missing = HISTORY - torch.arange(b)[:, None] % (HISTORY + 1)
+    action[torch.arange(HISTORY) < missing] = NONE
+    frames = torch.randint(198, (b, HISTORY + 1, 50), generator=generator, dtype=torch.uint8)
+    return {"frames": frames, "actions": action, "mission": torch.ones(b, 4, dtype=torch.uint8)}
+
+
+def hidden(obs: dict[str, Tensor], past: float, actions: float, seed: int = 3) -> dict[str, Tensor]:
+    return hide_past(obs, A, past, actions, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("past", "actions"), [(0.3, 0.0), (0.0, 0.3), (0.2, 0.5), (1.0, 0.0), (0.0, 1.0)])
+def test_hidden_pasts_have_their_shares(past: float, actions: float) -> None:
+    obs = observed()
+    before, after = obs["actions"], hidden(obs, past, actions)["actions"]
+    whole = (before != NONE).all(1)
+    kinds = [(after == NONE).all(1), (after == HIDDEN).all(1), (after == before).all(1)]
+    shares = [float(kind[whole].float().mean()) for kind in kinds]
+    assert shares == pytest.approx([past, actions, 1 - past - actions], abs=0.02)
+    assert sum(shares) == pytest.approx(1)  # a whole past is hidden or it is not
+
+
+@pytest.mark.parametrize(("past", "actions"), [(0.3, 0.3), (0.0, 1.0)])
+def test_what_lies_before_the_episode_stays_masked(past: float, actions: float) -> None:
+    obs = observed()
+    before, after = obs["actions"], hidden(obs, past, actions)["actions"]
+    assert (after[before == NONE] == NONE).all()
+    half_hidden = (after == HIDDEN).any(1)
+    assert ((after == HIDDEN) == (before != NONE))[half_hidden].all()  # all of its actions, and nothing else
+
+
+def test_only_actions_are_touched_and_the_batch_is_left_alone() -> None:
+    obs = observed(50)
+    before = {name: value.clone() for name, value in obs.items()}
+    after = hidden(obs, 0.3, 0.3)
+    assert all(torch.equal(obs[name], before[name]) for name in obs)
+    assert not torch.equal(after["actions"], before["actions"])
+    assert after["actions"].dtype == torch.uint8
+    assert all(torch.equal(after[name], before[name]) for name in ("frames", "mission"))
+
+
+def test_the_generator_decides_what_is_hidden() -> None:
+    obs = observed(200)
+    torch.manual_seed(0)
+    one = hidden(obs, 0.3, 0.3)
+    torch.manual_seed(1)
+    assert torch.equal(hidden(obs, 0.3, 0.3)["actions"], one["actions"])
+    assert not torch.equal(hidden(obs, 0.3, 0.3, seed=4)["actions"], one["actions"])
+
+
+def test_nothing_to_hide_draws_nothing() -> None:
+    """A fit without hidden pasts is the fit that it was before they existed."""
+    generator = torch.Generator().manual_seed(0)
+    state, obs = generator.get_state(), observed(5)
+    assert hide_past(obs, A, 0.0, 0.0, generator) is obs
+    short = {**obs, "actions": obs["actions"][:, :0]}
+    assert hide_past(short, A, 0.5, 0.5, generator) is short
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_a_hidden_action_is_a_word_of_its_own(memory: HistoryAttention) -> None:
+    """It reads as no action that was taken, and what was seen there is read as before."""
+    feature, place, action = remembered()
+    told = memory(feature, place, torch.full_like(action, HIDDEN))
+    for a in range(A):
+        assert (memory(feature, place, torch.full_like(action, a)) != told).any(1).all()
+    moved = place.clone()
+    moved[:, 1] = (place[:, 1] + 1) % 9
+    assert (memory(feature, moved, torch.full_like(action, HIDDEN)) != told).any(1).all()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy, view_loss
 
@@ -35,6 +36,33 @@ def test_soft_cross_entropy_pushes_by_the_difference_of_distributions() -> None:
     logits, target = torch.zeros(1, 4, requires_grad=True), torch.tensor([[0.7, 0.1, 0.1, 0.1]])
     soft_cross_entropy(logits, target).backward()
     torch.testing.assert_close(logits.grad, 0.25 - target)
+
+
+def test_weights_and_smoothing_worked_by_hand() -> None:
+    """The second state counts three times the first; of its label (0, 0, 1), 0.3 is spread over three actions."""
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
+    target = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    weight = torch.tensor([0.5, 1.5])
+    one, other = 0.5 * math.log(2) + 0.5 * math.log(4), -math.log(0.7)
+    near(soft_cross_entropy(logits, target, weight=weight), (0.5 * one + 1.5 * other) / 2)
+    smooth = -(0.45 * math.log(0.5) + 0.55 * math.log(0.25)), -(0.1 * math.log(0.1 * 0.2) + 0.8 * math.log(0.7))
+    near(soft_cross_entropy(logits, target, label_smoothing=0.3), sum(smooth) / 2)
+    both = soft_cross_entropy(logits, target, weight=weight, label_smoothing=0.3)
+    near(both, (0.5 * smooth[0] + 1.5 * smooth[1]) / 2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_with_one_action_each_it_is_torchs_cross_entropy(smoothing: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(30, 7, generator=generator, dtype=torch.float64)
+    action = torch.randint(7, (30,), generator=generator)
+    target = F.one_hot(action, 7).double()
+    wanted = F.cross_entropy(logits, action, label_smoothing=smoothing)
+    torch.testing.assert_close(soft_cross_entropy(logits, target, label_smoothing=smoothing), wanted)
+    weight = torch.rand(30, generator=generator, dtype=torch.float64)
+    nats = F.cross_entropy(logits, action, label_smoothing=smoothing, reduction="none")
+    found = soft_cross_entropy(logits, target, weight=weight, label_smoothing=smoothing)
+    torch.testing.assert_close(found, (nats * weight).mean())
 
 
 # ---- contrast ----

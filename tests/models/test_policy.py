@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from headstart.models import encoders, policy
+from headstart.models.history import hide_past
 from headstart.models.policy import FrameHistoryExtractor, HeadstartPolicy
 
 A, HISTORY, L, WORDS = 7, 3, 5, 20
@@ -120,9 +121,45 @@ def test_the_mission_matters_once_it_has_been_learned() -> None:
 
 
 def test_padding_of_a_mission_is_not_read() -> None:
-    made = extractor()
-    words = torch.tensor([[4, 9, 2, 0, 0]])
-    torch.testing.assert_close(made.word(words), made.word.weight[[4, 9, 2]].mean(0, keepdim=True))
+    made, obs = extractor(), tensors(observations())
+    longer = {**obs, "mission": torch.nn.functional.pad(obs["mission"], (0, 20))}
+    torch.testing.assert_close(made(longer), made(obs))
+
+
+def test_an_agent_that_is_told_nothing_is_told_nothing() -> None:
+    """An empty mission leaves scale and shift to the biases alone."""
+    made, obs = extractor(), tensors(observations())
+    untold = made({**obs, "mission": torch.zeros_like(obs["mission"])})
+    torch.nn.init.zeros_(made.film.weight)
+    torch.testing.assert_close(made(obs), untold)
+
+
+@pytest.mark.parametrize("memory", [1, HISTORY])
+def test_a_hidden_past_is_the_start_of_an_episode(memory: int) -> None:
+    made, obs = extractor(memory), tensors(observations())
+    hidden = hide_past(obs, A, 1.0, 0.0, torch.Generator().manual_seed(0))
+    first = {**obs, "frames": obs["frames"].clone(), "actions": torch.full_like(obs["actions"], A)}
+    first["frames"][:, :-1] = 0
+    torch.testing.assert_close(made(hidden), made(first))
+    told = made(hide_past(obs, A, 0.0, 1.0, torch.Generator().manual_seed(0)))
+    started = (obs["actions"][:, HISTORY - memory :] != A).any(1)
+    assert (told != made(obs)).any(1)[started].all()
+    torch.testing.assert_close(told[~started], made(first)[~started])
+
+
+@pytest.mark.parametrize("memory", [0, 1, HISTORY])
+def test_what_is_read_decides_the_features(memory: int) -> None:
+    """States that agree in what is read are one, whatever else there is in them."""
+    made, obs = extractor(memory), observations()
+    view, action, mission = made.read(tensors(obs))
+    assert view.shape == (24, memory + 1, 49)
+    assert action.shape == (24, memory)
+    assert torch.equal(mission, torch.as_tensor(obs["mission"]))
+    other = {name: value.copy() for name, value in obs.items()}
+    other["frames"][:, :, 49] = 3  # the compass
+    other["frames"][:, : HISTORY - memory], other["actions"][:, : HISTORY - memory] = 17, 2
+    assert all(map(torch.equal, made.read(tensors(other)), (view, action, mission)))
+    assert torch.equal(made(tensors(other)), made(tensors(obs)))
 
 
 @pytest.mark.parametrize("memory", [-1, HISTORY + 1])
