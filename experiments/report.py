@@ -143,8 +143,8 @@ def _instruction_use(runs: Runs) -> list[str]:
     return [
         "## Is the instruction used?",
         "Sampled success on the test levels with the instruction as it is given, with its words shuffled, without "
-        "words, and swapped for that of another level. A policy that uses its instruction loses by the last two; by the "
-        "first only if it uses the order of the words.",
+        "words, and swapped for that of another level. A policy that uses its instruction loses by the last two; by "
+        "the first only if it uses the order of the words.",
         crossed(columns),
     ]
 
