@@ -45,6 +45,7 @@ from stable_baselines3 import PPO as StablePPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from headstart.envs import HeadstartVecEnv, Simulator, bank, branch, collect_demos, engine, make_vec_env, missions
 from headstart.envs.banks import import_seeds
@@ -218,15 +219,22 @@ class EveryViewExtractor(FrameHistoryExtractor):
         view, action, mission = self.read(observations)  # (B, T, 49), (B, T - 1), (B, L)
         b, t = view.shape[:2]
         planes = rearrange(self.view.cell[view.long()], "b t (i j) c -> (b t) c i j", i=VIEW)
-        phrase = self.mission.phrase(rearrange(self.mission.word(mission.long()), "b l d -> b d l")).relu()
-        sentence = (phrase * (mission != 0).unsqueeze(1)).amax(dim=2)
-        scale, shift = repeat(self.film(sentence), "b f -> (b t) f", t=t).chunk(2, dim=1)
+        scale, shift = repeat(self.film(self.sentence(mission)), "b f -> (b t) f", t=t).chunk(2, dim=1)
         feature = torch.relu(self.view.layers(planes) * (1 + scale) + shift)  # (B * T, D)
         place = rearrange(torch.arange(b * t, device=view.device), "(b t) -> b t", b=b)
         now = feature[place[:, -1]]
         if self.memory:
             now = torch.cat([now, self.past(feature, place, action.long())], dim=1)
         return self.mix(now)
+
+    def sentence(self, mission: Tensor) -> Tensor:
+        """Missions (B, L) -> (B, D), as in MissionEncoder."""
+        encoder, length = self.mission, int((mission != 0).sum(1).max().clamp(min=1))
+        mission = mission[:, :length]
+        table = rearrange(encoder.phrase(encoder.word.weight), "w (side d) -> side w d", side=3)
+        left, middle, right = (F.embedding(mission.long(), part) for part in table)  # (B, L, D)
+        phrase = middle + F.pad(left[:, :-1], (0, 0, 1, 0)) + F.pad(right[:, 1:], (0, 0, 0, 1)) + encoder.bias
+        return (phrase.relu() * (mission != 0).unsqueeze(2)).amax(dim=1)
 
 
 # ---- rows: the engine ----

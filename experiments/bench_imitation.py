@@ -27,6 +27,22 @@ CELLS = 49
 CELL_PARTS = (11, 6, 3)  # classes of type, colour and state of a packed cell
 
 
+class MissionEncoder(nn.Module):
+    """Missions (B, L) -> (B, D): three columns of a table of words, added up, and the maximum over the places."""
+
+    def __init__(self, words: int, width: int):
+        super().__init__()
+        self.word = nn.Embedding(words, width, padding_idx=0)
+        self.phrase = nn.Linear(width, 3 * width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, mission: Tensor) -> Tensor:
+        mission = mission[:, : int((mission != 0).sum(1).max().clamp(min=1))]
+        left, middle, right = (F.embedding(mission, part) for part in self.phrase(self.word.weight).chunk(3, dim=1))
+        phrase = middle + F.pad(left[:, :-1], (0, 0, 1, 0)) + F.pad(right[:, 1:], (0, 0, 0, 1)) + self.bias
+        return (phrase.relu() * (mission != 0).unsqueeze(2)).amax(dim=1)
+
+
 class FlatViewExtractor(BaseFeaturesExtractor):
     """headstart's FrameHistoryExtractor without memory, for flat observations (B, 49 + L): view, then mission tokens.
 
@@ -49,16 +65,13 @@ class FlatViewExtractor(BaseFeaturesExtractor):
             nn.Flatten(),
             nn.Linear(channels * 9, width),
         )
-        self.word = nn.Embedding(words, width, padding_idx=0)
-        self.phrase = nn.Conv1d(width, width, 3, padding=1)
+        self.mission = MissionEncoder(words, width)
         self.film = nn.Linear(width, 2 * width)
         self.mix = nn.Sequential(nn.Linear(width, width), nn.ReLU())
 
     def forward(self, observations: Tensor) -> Tensor:
         planes = self.cell[observations[:, :CELLS].long()].view(-1, 7, 7, sum(CELL_PARTS)).permute(0, 3, 1, 2)
-        mission = observations[:, CELLS:].long()
-        phrase = self.phrase(self.word(mission).transpose(1, 2)).relu() * (mission != 0).unsqueeze(1)
-        scale, shift = self.film(phrase.amax(dim=2)).chunk(2, dim=1)
+        scale, shift = self.film(self.mission(observations[:, CELLS:].long())).chunk(2, dim=1)
         return self.mix(torch.relu(self.view(planes) * (1 + scale) + shift))
 
 
