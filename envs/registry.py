@@ -208,19 +208,19 @@ ENVIRONMENTS = {
             stands_for="open, mixed, long instructions, with doors to unlock on the way",
             study=True,
             expert="bot",
-            expert_length=25,
-            expert_success=1.0,
-            random_success=0.0,
-            horizon=100,
+            expert_length=23,
+            expert_success=0.98,
+            random_success=0.088,
+            horizon=92,
             history=4,
             budget=500,
             mission_words=72,
             n_actions=7,
             ood=(
                 Variant(
-                    "BabyAI-BossLevelNoUnlock-v0", "3 x 3 rooms of 8 x 8 instead of 2 x 2 of 5 x 5; none locked", 300
+                    "BabyAI-BossLevelNoUnlock-v0", "3 x 3 rooms of 8 x 8 instead of 2 x 2 of 5 x 5; none locked", 304
                 ),
-                Variant("BabyAI-BossLevel-v0", "3 x 3 rooms of 8 x 8 instead of 2 x 2 of 5 x 5", 300),
+                Variant("BabyAI-BossLevel-v0", "3 x 3 rooms of 8 x 8 instead of 2 x 2 of 5 x 5", 252),
             ),
         ),
     )
