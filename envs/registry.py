@@ -179,7 +179,7 @@ ENVIRONMENTS = {
             ood=(
                 Variant("BabyAI-Synth-v0", "3 x 3 rooms of 8 x 8 instead of 3 x 2 of 5 x 5", 120),
                 Variant("BabyAI-SynthLoc-v0", "as Synth, and objects are described by where they are", 88),
-                Variant("Headstart-SynthS5R2-HeldOut-v0", '"pick up ... box" and "go to ... key": never shown', 80),
+                Variant("Headstart-SynthS5R2-HeldOut-v0", '"pick up ... box" and "go to ... key": never shown', 64),
             ),
         ),
         Environment(
