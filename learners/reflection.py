@@ -134,9 +134,10 @@ class Reflection:
         imitation = soft_cross_entropy(expert, target, weight=weight, label_smoothing=self.config.label_smoothing)
         judged = soft_cross_entropy(own, label)
         loss = imitation + self.config.own_weight * judged
+        agreed = target.gather(1, expert.argmax(1, keepdim=True)).flatten()
         return loss, {
             "bc/loss": float(imitation.detach()),
-            "bc/accuracy": float((target.gather(1, expert.argmax(1, keepdim=True)).flatten() * weight).mean()),
+            "bc/accuracy": float((agreed * weight).sum() / weight.sum()),
             "reflect/own_loss": float(judged.detach()),
             "reflect/own_agreement": float((own.argmax(1) == label.argmax(1)).float().mean()),
         }
