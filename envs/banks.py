@@ -153,12 +153,17 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
 
 
+def _cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has; macOS does not say which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Blocks:
     """The cached levels of one environment: block k has the seeds from k * BLOCK on, and is one file."""
 
     def __init__(self, env_id: str, cache: Path, processes: int | None) -> None:
         self.env_id = env_id
-        self.processes = processes or len(os.sched_getaffinity(0))
+        self.processes = processes or _cores()
         minigrid = version("minigrid")
         name = env_id.replace("/", "-").replace(":", "-")
         self.directory = cache / "levels" / f"{name} rows {engine.ROW_VERSION} minigrid {minigrid}"

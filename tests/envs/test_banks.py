@@ -1,5 +1,6 @@
 """Banks: splits that do not overlap, levels imported once, files that are checked."""
 
+import os
 from pathlib import Path
 
 import gymnasium
@@ -122,6 +123,14 @@ def test_a_bank_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytes
     path.parent.rename(banks._Blocks(DOOR_KEY, tmp_path, 1).directory)
     with pytest.raises(DataError, match="version 1"):
         banks.bank(DOOR_KEY, "train", 5, cache=tmp_path)
+
+
+def test_banks_are_built_where_a_process_cannot_ask_for_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert len(banks.bank(DOOR_KEY, "train", 5, cache=tmp_path)) == 5
 
 
 class Changing(EmptyEnv):
