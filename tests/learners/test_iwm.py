@@ -1,5 +1,6 @@
 """Implicit world modelling: its loss and its accuracies by hand, what each stage touches, one batch by heart."""
 
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from headstart.envs.collect import branch, collect_demos
 from headstart.envs.errors import UsageError
+from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import IWM, PPO, BCConfig, Fitted, IWMConfig, iwm
@@ -156,27 +158,37 @@ def test_half_of_a_batch_changes_something(
     assert shares == [0.5] * SMALL.updates
 
 
-def test_the_future_is_the_one_of_its_state_and_action(
-    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
-) -> None:
+Key = tuple[bytes, bytes, int]
+
+
+def known(branches: Branches) -> dict[Key, bytes]:
+    """What follows each state and action of executed branches."""
     before, action, future = branches.transitions()
-    known = {
-        (f.tobytes(), m.tobytes(), int(a)): after.tobytes()
-        for f, m, a, after in zip(before["frames"], before["actions"], action, future, strict=True)
-    }
-    learner, seen = IWM(fresh_policy(env), SMALL), 0
+    steps = zip(before["frames"], before["actions"], action, future, strict=True)
+    return {(frames.tobytes(), taken.tobytes(), int(a)): after.tobytes() for frames, taken, a, after in steps}
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_future_is_the_one_of_its_state_and_action(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches, mirror: bool
+) -> None:
+    """Of the branches, or of their mirror image as often."""
+    executed, reflected = known(branches), known(mirror_branches(branches))
+    config = dataclasses.replace(SMALL, updates=40, bc=dataclasses.replace(SMALL.bc, mirror=mirror))
+    learner, seen = IWM(fresh_policy(env), config), []
     loss = learner.loss
 
     def watched(obs: dict[str, Tensor], action: Tensor, future: Tensor) -> Any:
-        nonlocal seen
         for f, m, a, after in zip(obs["frames"].numpy(), obs["actions"].numpy(), action, future.numpy(), strict=True):
-            assert known[f.tobytes(), m.tobytes(), int(a)] == after.tobytes()
-            seen += 1
+            key = f.tobytes(), m.tobytes(), int(a)
+            assert after.tobytes() in (executed.get(key), reflected.get(key) if mirror else None)
+            seen.append(key in executed)
         return loss(obs, action, future)
 
     monkeypatch.setattr(learner, "loss", watched)
     learner.fit(demos, branches)
-    assert seen == SMALL.updates * SMALL.batch_size
+    assert len(seen) == config.updates * config.batch_size
+    assert np.mean(seen) == pytest.approx(0.5, abs=0.15) if mirror else all(seen)
 
 
 def test_a_batch_of_futures_is_learned_by_heart(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from headstart.envs import collect, engine
 from headstart.envs.collect import branch, collect_demos, practise, replay
 from headstart.envs.errors import UsageError
+from headstart.envs.mirror import mirror_branches, mirror_obs
 from headstart.envs.simulator import Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import PPO, JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners.bc import imitation_targets
 from headstart.models import HeadstartPolicy
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
@@ -71,7 +74,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def with_score(score: Tensor) -> Any:
     """A judge that gives these scores."""
-    return lambda frame, future, revisit: score[: len(frame)]
+    return lambda frame, future, revisit, mission: score[: len(frame)]
 
 
 # ---- losses ----
@@ -82,45 +85,54 @@ def test_judge_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     score = torch.log(torch.tensor([[1.0, 5.0, 2.0], [3.0, 4.0, 1.0]]))  # eighths
     learner = Reflection(fresh_policy(env), SMALL)
     frame, revisit = torch.zeros(2, 50, dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.bool)
-    loss, metrics = learner.judge_loss(with_score(score), frame, future, revisit, torch.tensor([0, 1]))
+    mission = torch.zeros(2, 4, dtype=torch.uint8)
+    loss, metrics = learner.judge_loss(with_score(score), frame, future, revisit, mission, torch.tensor([0, 1]))
     assert float(loss) == pytest.approx((-math.log(3 / 8) - math.log(4 / 8)) / 2)
     assert metrics == {"reflect/judge_loss": pytest.approx(float(loss)), "reflect/judge_accuracy": 0.5}
 
 
 def test_policy_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
-    """One expert state and two of one's own, in one batch; the expert's label is smoothed, one's own is not."""
-    p = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
+    """Two expert rows and two of one's own, in one batch; the expert's label is smoothed, one's own is not."""
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
+    target, weight = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]), torch.tensor([0.5, 2.0])
     label = torch.tensor([[0.1, 0.9, 0.0], [0.0, 0.5, 0.5]])
     config = dataclasses.replace(SMALL, label_smoothing=0.3, own_weight=2.0)
     learner = Reflection(fresh_policy(env), config)
     seen: list[dict[str, Tensor]] = []
     learner.policy = SimpleNamespace(logits=lambda obs: (seen.append(obs), torch.log(p))[1])  # type: ignore[assignment]
-    expert_obs, own_obs = {"frames": torch.zeros(1, 1)}, {"frames": torch.ones(2, 1)}
-    loss, metrics = learner.policy_loss(expert_obs, torch.tensor([0]), own_obs, label)
-    assert seen[0]["frames"].flatten().tolist() == [0, 1, 1]
-    imitation = -(0.8 * math.log(0.5) + 0.1 * math.log(0.3) + 0.1 * math.log(0.2))
+    expert_obs, own_obs = {"frames": torch.zeros(2, 1)}, {"frames": torch.ones(2, 1)}
+    loss, metrics = learner.policy_loss(expert_obs, target, weight, own_obs, label)
+    assert seen[0]["frames"].flatten().tolist() == [0, 0, 1, 1]
+    once = -(0.8 * math.log(0.5) + 0.1 * math.log(0.3) + 0.1 * math.log(0.2))
+    often = -(0.45 * math.log(0.2) + 0.45 * math.log(0.7) + 0.1 * math.log(0.1))
+    imitation = (0.5 * once + 2.0 * often) / 2
     judged = -(0.1 * math.log(0.2) + 0.9 * math.log(0.7) + 0.5 * math.log(0.2) + 0.5 * math.log(0.2)) / 2
     assert float(loss) == pytest.approx(imitation + 2 * judged)
     assert metrics == {
         "bc/loss": pytest.approx(imitation),
-        "bc/accuracy": 1.0,
+        "bc/accuracy": pytest.approx((0.5 * 1 + 2.0 * 0.5) / 2.5),
         "reflect/own_loss": pytest.approx(judged),
         "reflect/own_agreement": 0.5,
     }
 
 
+def unlabelled(n: int, mission: np.ndarray) -> Branches:
+    """n states of three actions, of which nothing is known but the mission."""
+    return Branches(
+        obs={"frames": np.zeros((n, 1, 50), np.uint8), "mission": mission},
+        expert_action=np.full(n, -1),
+        action=np.zeros((n, 3, 1), np.uint8),
+        future=np.zeros((n, 3, 1, 50), np.uint8),
+        revisit=np.zeros((n, 3), np.bool_),
+        ended=np.zeros((n, 3, 1), np.bool_),
+        env_steps=3 * n,
+    )
+
+
 def test_labels_are_the_geometric_mean_of_the_judges(env: HeadstartVecEnv) -> None:
     """(1/2, 1/4, 1/4) and (1/8, 1/8, 3/4) give weights 1/4, sqrt(1/32), sqrt(3/16); a temperature sharpens them."""
     scores = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.125, 0.75]]))[:, None].expand(-1, 600, -1)
-    many = Branches(
-        obs={"frames": np.zeros((600, 1, 50), np.uint8)},
-        expert_action=np.full(600, -1),
-        action=np.zeros((600, 3, 1), np.uint8),
-        future=np.zeros((600, 3, 1, 50), np.uint8),
-        revisit=np.zeros((600, 3), np.bool_),
-        ended=np.zeros((600, 3, 1), np.bool_),
-        env_steps=1800,
-    )
+    many = unlabelled(600, np.zeros((600, 4), np.uint8))
     weight = np.sqrt([1 / 16, 1 / 32, 3 / 16])
     for temperature in (1.0, 0.5):
         judge = dataclasses.replace(SMALL.judge, temperature=temperature)
@@ -129,6 +141,14 @@ def test_labels_are_the_geometric_mean_of_the_judges(env: HeadstartVecEnv) -> No
         label = learner.label(many)
         wanted = weight ** (1 / temperature)
         np.testing.assert_allclose(label, np.broadcast_to(wanted / wanted.sum(), (600, 3)), rtol=1e-5)
+
+
+def test_every_state_is_judged_by_its_own_mission(env: HeadstartVecEnv) -> None:
+    """In every chunk: a judge that prefers the action which the mission names."""
+    told = np.random.default_rng(0).integers(3, size=(600, 1), dtype=np.uint8)
+    learner = Reflection(fresh_policy(env), SMALL)
+    learner.judges = [lambda frame, future, revisit, mission: 50.0 * F.one_hot(mission[:, 0].long(), 3)]  # type: ignore[list-item]
+    np.testing.assert_allclose(learner.label(unlabelled(600, told)), np.eye(3)[told[:, 0]], atol=1e-6)
 
 
 def test_labels_do_not_depend_on_dropout_or_on_what_stands_beside_them(
@@ -178,7 +198,10 @@ def test_the_judge_learns_the_experts_futures_by_heart(env: HeadstartVecEnv, bra
     learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, judge=judge))
     whole = [
         torch.as_tensor(part)
-        for part in (branches.frame, branches.future[:, :, 0], branches.revisit, branches.expert_action)
+        for part in (
+            *(branches.frame, branches.future[:, :, 0], branches.revisit),
+            *(branches.obs["mission"], branches.expert_action),
+        )
     ]
     with torch.no_grad():
         _, before = learner.judge_loss(learner.judges[0], *whole)
@@ -199,6 +222,92 @@ def test_the_policy_takes_over_the_judgement(env: HeadstartVecEnv, demos: Demos,
     label = np.eye(7, dtype=np.float32)[demos.action]  # the expert's states once more, judged as the expert would
     Reflection(policy, config).fit_policy(demos, [branches], [label], updates=120)
     assert (policy.probabilities(demos.obs).argmax(1) == demos.action).mean() > 0.95
+
+
+# ---- in the mirror ----
+LEFT_IS_RIGHT = [1, 0, 2, 3, 4, 5, 6]
+
+
+def same_bytes(obs: dict[str, np.ndarray]) -> list[bytes]:
+    """One name for each state."""
+    return [f.tobytes() + a.tobytes() + m.tobytes() for f, a, m in zip(*obs.values(), strict=True)]
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_label_of_a_mirrored_state_is_the_mirrored_label(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches, mirror: bool
+) -> None:
+    label = np.random.default_rng(0).dirichlet(np.ones(7), size=len(branches)).astype(np.float32)
+    plain = dict(zip(same_bytes(branches.obs), label, strict=True))
+    reflected = dict(zip(same_bytes(mirror_obs(branches.obs)), label[:, LEFT_IS_RIGHT], strict=True))
+    learner, seen = Reflection(fresh_policy(env), dataclasses.replace(SMALL, mirror=mirror)), []
+    loss, (rows, target, weight) = learner.policy_loss, imitation_targets(learner.policy, demos, mirror)
+    experts = dict(zip(same_bytes(rows), zip(target, weight, strict=True), strict=True))
+
+    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor) -> Any:
+        own = same_bytes({name: value.numpy() for name, value in own_obs.items()})
+        for state, q in zip(own, label.numpy(), strict=True):
+            wanted = [known[state] for known in (plain, reflected)[: 1 + mirror] if state in known]
+            assert any((q == x).all() for x in wanted)
+            seen.append(state in plain)
+        shown = same_bytes({name: value.numpy() for name, value in expert_obs.items()})
+        for state, q, w in zip(shown, target.numpy(), weight.numpy(), strict=True):
+            np.testing.assert_equal((q, w), experts[state])
+        return loss(expert_obs, target, weight, own_obs, label)
+
+    monkeypatch.setattr(learner, "policy_loss", watched)
+    learner.fit_policy(demos, [branches], [label], updates=20)
+    assert np.mean(seen) == pytest.approx(0.5, abs=0.2) if mirror else all(seen)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_judges_see_the_mirror_image_as_often(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, branches: Branches, mirror: bool
+) -> None:
+    def cases(b: Branches) -> set[tuple[bytes, ...]]:
+        parts = b.frame, b.future[:, :, 0], b.revisit, b.obs["mission"], b.expert_action
+        return {tuple(x.tobytes() for x in case) for case in zip(*parts, strict=True)}
+
+    plain, reflected = cases(branches), cases(mirror_branches(branches))
+    config = dataclasses.replace(SMALL, mirror=mirror, judge=dataclasses.replace(SMALL.judge, updates=20))
+    learner, seen = Reflection(fresh_policy(env), config), []
+    loss = learner.judge_loss
+
+    def watched(judge: Any, *parts: Tensor) -> Any:
+        found = [tuple(x.tobytes() for x in case) for case in zip(*(part.numpy() for part in parts), strict=True)]
+        assert set(found) <= (plain | reflected if mirror else plain)
+        seen.extend(case in plain for case in found)
+        return loss(judge, *parts)
+
+    monkeypatch.setattr(learner, "judge_loss", watched)
+    learner.fit_judges(branches)
+    assert np.mean(seen) == pytest.approx(0.5, abs=0.2) if mirror else all(seen)
+
+
+def test_the_mirror_costs_no_step(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    steps = []
+    for mirror in (False, True):  # without rounds, whose steps depend on the policy
+        config = dataclasses.replace(SMALL, mirror=mirror, rounds=0)
+        steps.append(Reflection(fresh_policy(env), config).fit(demos, branches, env).env_steps)
+    assert steps[0] == steps[1] > 0
+
+
+def test_pasts_are_hidden_of_expert_states_only(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    learner, seen = Reflection(fresh_policy(env), dataclasses.replace(SMALL, hidden_past=0.5, hidden_actions=0.5)), []
+    loss = learner.policy_loss
+
+    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor) -> Any:
+        assert (expert_obs["actions"] >= 7).all()
+        seen.append(own_obs["actions"])
+        return loss(expert_obs, target, weight, own_obs, label)
+
+    monkeypatch.setattr(learner, "policy_loss", watched)
+    learner.fit_policy(demos, [branches], [np.full((len(branches), 7), 1 / 7, np.float32)], updates=5)
+    own = torch.cat(seen)
+    assert (own < 7).any()
+    assert (own < 8).all()
 
 
 # ---- all of it ----

@@ -16,12 +16,15 @@ from headstart.learners import LEARNERS, PPO, BCConfig, IWMConfig, JudgeConfig, 
 from headstart.models import HeadstartPolicy
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
-BC = BCConfig(updates=3, batch_size=8)
+BC = BCConfig(updates=3, batch_size=8, mirror=True, hidden_past=0.3, hidden_actions=0.3)
 CONFIGS = {
     BCConfig: BC,
     IWMConfig: IWMConfig(updates=3, batch_size=8, bc=BC),
     ReflectionConfig: ReflectionConfig(
         judge=JudgeConfig(updates=3),
+        mirror=True,
+        hidden_past=0.3,
+        hidden_actions=0.3,
         updates=3,
         rounds=2,
         round_updates=3,
