@@ -9,6 +9,7 @@ validation levels, and all of it but the speed is the same on every machine:
     expert_length       median number of steps of the expert's successes, without any limit but minigrid's own
     horizon             4 x expert_length, or minigrid's own limit where that is lower
     expert_success      share of 200 levels that the expert solves within the horizon: nothing is filtered out
+    expert_unlimited    the same within minigrid's own limit: what is missing there the expert cannot solve at all
     random_success      share of 2,000 levels that uniformly random actions solve within the horizon
     demos_per_second    of processor time, with the making of the level
     train_distinct      different levels among the 8,192 of a training bank; empty for variants, not trained on
@@ -69,6 +70,7 @@ def measure_id(name: str, env_id: str, *, train: bool, cache: Path | None = None
         "expert_length": f"{median:g}",
         "horizon": horizon,
         "expert_success": f"{(success & (length <= horizon)).mean():.3f}",
+        "expert_unlimited": f"{success.mean():.3f}",
         "random_success": f"{by_chance.mean():.4f}",
         "max_steps": limit,
         "mission_words": missions.mission_length(env_id),

@@ -54,6 +54,7 @@ def test_what_takes_longer_than_the_horizon_is_no_success(small: None, tmp_path:
     monkeypatch.setattr(measure, "HORIZON", 0.5)
     row = measure.measure_id("empty", EMPTY, train=False, cache=tmp_path)
     assert float(row["expert_success"]) < 0.5
+    assert float(row["expert_unlimited"]) == 1
 
 
 def test_few_levels_are_told(small: None, tmp_path: Path) -> None:
