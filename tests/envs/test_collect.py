@@ -15,6 +15,7 @@ from headstart.envs import banks, collect, engine, storage
 from headstart.envs.banks import bank, import_seeds
 from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, practise, replay, save_demos
 from headstart.envs.errors import DataError, UsageError
+from headstart.envs.instructions import ALTERATIONS
 from headstart.envs.levels import export_level, level_hash
 from headstart.envs.simulator import GridStates, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
@@ -483,3 +484,60 @@ def test_evaluation_counts_successes_and_steps() -> None:
     success, length = evaluate(lava, uniform_actor(3), **{**played, "horizon": 200})
     assert not success.all()
     assert length.max() < 200
+
+
+FETCH = "MiniGrid-Fetch-5x5-N2-v0"
+
+
+def told(missions: list[np.ndarray], then: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """An actor that keeps what it is told, and acts as another does."""
+    return lambda obs, rng: (missions.append(obs["mission"]), then(obs, rng))[1]
+
+
+@pytest.mark.parametrize("instruction", ["given", *ALTERATIONS])
+def test_an_instruction_is_altered_for_the_agent_alone(instruction: str) -> None:
+    """What it is told is untrue from the first step to the last; what counts as success is what it was."""
+    levels = import_seeds(FETCH, range(40))
+    true, text = GridStates.of(levels).mission(), levels.mission.copy()
+    missions: list[np.ndarray] = []
+    turning = told(missions, lambda obs, rng: np.full(len(obs["frames"]), engine.LEFT))
+    evaluate(levels, turning, history=1, horizon=6, rng=np.random.default_rng(0), instruction=instruction)
+    assert len(missions) == 6
+    assert_equal(missions, [missions[0]] * 6)
+    assert (missions[0] == true).all() == (instruction == "given")
+    if instruction == "shuffled":
+        assert_equal(np.sort(missions[0], axis=1), np.sort(true, axis=1))
+    if instruction == "emptied":
+        assert not missions[0].any()
+    if instruction == "swapped":
+        assert set(map(bytes, missions[0])) <= set(map(bytes, true))
+        assert (missions[0] != true).any(1).all()
+    played = {"history": 1, "horizon": 30}
+    pick_all = np.random.default_rng(1).integers(4, size=(31, 40))  # an actor that listens to nobody
+
+    def deaf() -> Callable[..., np.ndarray]:
+        t = iter(pick_all)
+        return lambda obs, rng: next(t)[: len(obs["frames"])]
+
+    found = evaluate(levels, deaf(), **played, rng=np.random.default_rng(0), instruction=instruction)
+    assert_equal(found, evaluate(levels, deaf(), **played, rng=np.random.default_rng(5)))
+    assert 0 < found[0].mean() < 1
+    assert_equal(levels.mission, text)
+
+
+def test_the_generator_decides_which_untrue_instruction_it_is() -> None:
+    levels = import_seeds(FETCH, range(40))
+    missions: list[np.ndarray] = []
+    for seed in (0, 0, 1):
+        actor = told(missions, lambda obs, rng: np.full(len(obs["frames"]), engine.LEFT))
+        evaluate(levels, actor, history=1, horizon=1, rng=np.random.default_rng(seed), instruction="swapped")
+    assert_equal(missions[0], missions[1])
+    assert (missions[0] != missions[2]).any()
+
+
+def test_an_instruction_that_cannot_be_altered_is_refused() -> None:
+    played = {"history": 1, "horizon": 5, "rng": np.random.default_rng(0)}
+    with pytest.raises(UsageError, match=r"'backwards'.*shuffled, emptied, swapped"):
+        evaluate(import_seeds(FETCH, range(3)), uniform_actor(7), **played, instruction="backwards")
+    with pytest.raises(UsageError, match="all 3 missions are equal"):
+        evaluate(import_seeds(DOOR_KEY, range(3)), uniform_actor(7), **played, instruction="swapped")

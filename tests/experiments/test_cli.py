@@ -152,10 +152,25 @@ def test_list_json(capsys):
     assert rows[0]["budget"] == ENVIRONMENTS[rows[0]["name"]].budget
 
 
-def test_every_environment_has_its_script():
-    for name in ENVIRONMENTS:
-        experiment = importlib.import_module(f"headstart.experiments.{name}").EXPERIMENT
-        assert (experiment.name, experiment.env_id) == (name, ENVIRONMENTS[name].id)
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_every_environment_has_its_script(name: str):
+    """And the script says what the registry says, so that only what its own lines decide can differ."""
+    experiment = importlib.import_module(f"headstart.experiments.{name}").EXPERIMENT
+    assert isinstance(experiment, pipeline.Experiment)
+    assert experiment == pipeline.Experiment.of(ENVIRONMENTS[name], experiment.arms, experiment.rl)
+    assert list(experiment.arms) == ["scratch", "bc", "bc_long", "iwm", "reflect"]
+    assert all(0 <= arm.memory <= experiment.history for arm in experiment.arms.values())
+    bc, reflect = experiment.arms["bc"], experiment.arms["reflect"]
+    assert experiment.arms == pipeline.main_arms(bc.learner, bc.memory, reflect.learner, reflect.memory)
+    source = (EXPERIMENTS / f"{name}.py").read_text()
+    assert source.splitlines()[0].startswith('"""')
+    assert f"python experiments/{name}.py " in source
+    assert f"headstart run {name}\n" in source
+
+
+def test_every_script_has_its_environment():
+    scripts = {path.stem for path in EXPERIMENTS.glob("*.py") if "EXPERIMENT = " in path.read_text()}
+    assert scripts == set(ENVIRONMENTS)
 
 
 def test_no_module_hides_another():
@@ -212,7 +227,7 @@ def test_dry_run_says_everything_and_writes_nothing(here: Path, asked: list, cap
     assert (decided["seeds"], decided["out"]) == ([7], "runs")
     assert decided["experiment"]["rl"]["steps"] == 5000
     assert decided["experiment"]["arms"]["bc"]["learner"]["class"] == "BCConfig"
-    assert decided["experiment"]["arms"]["bc"]["learner"]["updates"] == door_key.BC.updates
+    assert decided["experiment"]["arms"]["bc"]["learner"]["updates"] == door_key.EXPERIMENT.arms["bc"].learner.updates
     assert list(decided["experiment"]["arms"]) == ["bc"]
     assert "about 1 minute in" in text[end:]
     assert "MB" in text[end:]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from headstart.envs import collect, engine, storage
 from headstart.envs.banks import Levels, import_seeds, split_of
 from headstart.envs.errors import Busy, DataError, UsageError
 from headstart.envs.levels import level_hash
+from headstart.envs.registry import ENVIRONMENTS
 from headstart.envs.simulator import GridStates, Simulator
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import pipeline
@@ -40,6 +42,9 @@ TINY = Experiment(
     demos=2,
     horizon=40,
     history=2,
+    ood={"MiniGrid-DoorKey-6x6-v0": 15},
+    random_success=0.0,
+    expert_success=1.0,
     arms={
         "scratch": Arm(None, memory=0, rl=True),
         "bc": Arm(BC, memory=0, rl=True),
@@ -57,8 +62,24 @@ TINY = Experiment(
     validation_levels=6,
     test_levels=12,
 )
+FETCH = dataclasses.replace(  # with instructions, and nothing out of distribution
+    TINY,
+    name="tiny_fetch",
+    env_id="MiniGrid-Fetch-5x5-N2-v0",
+    horizon=30,
+    ood={},
+    arms={"bc": Arm(dataclasses.replace(BC, hidden_past=0.5), memory=2, rl=False)},
+)
 VOLATILE = {"versions.json"}  # packages, commit and command line; and TensorBoard's events: host, process and time
-REPORTED = {"env", "arm", "seed", "success_sampled", "success_greedy", "episodes", "env_steps", "updates"}
+REPORTED = {
+    *("env", "arm", "seed", "episodes", "env_steps", "updates"),
+    *(f"{what}_{mode}" for what in ("success", "length") for mode in ("sampled", "cool", "greedy")),
+    *("ood_sampled", "ood_greedy"),
+}
+AFTER_RL = {
+    *("rl_success_sampled", "rl_success_cool", "rl_success_greedy", "rl_ood_sampled", "rl_ood_greedy"),
+    *("rl_start", "rl_minimum", "rl_end"),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,7 +132,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         assert all(storage.exists(directory / name) for name in names)
         assert list(directory.glob("events.out.tfevents.*"))
         summary = storage.load_json(directory / "summary.json", kind="summary", schema=1)
-        assert summary.keys() >= REPORTED
+        assert summary.keys() == REPORTED | {"expert_steps", "rl_steps"} | (AFTER_RL if settings.rl else set())
         assert (summary["arm"], summary["seed"], summary["episodes"]) == (arm, 0, TINY.test_levels)
 
 
@@ -179,6 +200,105 @@ def test_no_level_is_in_two_roles(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not (
         roles["trained"] & roles["measured"] | roles["trained"] & roles["tested"] | roles["measured"] & roles["tested"]
     )
+
+
+# ---- exams ----
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return storage.load_json(path, kind="evaluation", schema=2)["rows"]
+
+
+IN_DISTRIBUTION = [("test", "given", mode) for mode in ("sampled", "cool", "greedy")]
+ELSEWHERE = [("MiniGrid-DoorKey-6x6-v0", "given", mode) for mode in ("sampled", "greedy")]
+UNTRUE = [("test", alteration, "sampled") for alteration in ("shuffled", "emptied", "swapped")]
+
+
+def test_exams_in_distribution_elsewhere_and_with_untrue_instructions() -> None:
+    known = pipeline.exams(TINY)
+    assert [(exam.levels, exam.horizon) for exam in known] == [(TINY.env_id, 40)] * 3 + [
+        ("MiniGrid-DoorKey-6x6-v0", 15)
+    ] * 2
+    assert [(exam.instruction, exam.mode) for exam in known] == [row[1:] for row in IN_DISTRIBUTION + ELSEWHERE]
+    told = pipeline.exams(FETCH)  # whose missions differ from level to level
+    assert {(exam.levels, exam.horizon) for exam in told} == {(FETCH.env_id, 30)}
+    assert [(exam.instruction, exam.mode) for exam in told] == [row[1:] for row in IN_DISTRIBUTION + UNTRUE]
+    both = pipeline.exams(dataclasses.replace(FETCH, ood={"MiniGrid-Fetch-6x6-N2-v0": 33}))
+    assert len(both) == 3 + 2 + 3
+    assert {exam.horizon for exam in both if exam.levels == "MiniGrid-Fetch-6x6-N2-v0"} == {33}
+
+
+def test_every_exam_is_a_row(finished: Path, tmp_path: Path) -> None:
+    summary = run(tmp_path, "bc", FETCH)
+    told = rows_of(tmp_path / "tiny_fetch" / "bc" / "seed0" / "evaluation.json")
+    assert [(row["levels"], row["instruction"], row["mode"]) for row in told] == IN_DISTRIBUTION + UNTRUE
+    assert not [name for name in summary if name.startswith("ood")]  # there is nothing to be the mean of
+    for arm, settings in TINY.arms.items():
+        directory = finished / "tiny" / arm / "seed0"
+        for name in ("evaluation.json", "evaluation_after_rl.json")[: 1 + settings.rl]:
+            rows = rows_of(directory / name)
+            assert [(row["levels"], row["instruction"], row["mode"]) for row in rows] == IN_DISTRIBUTION + ELSEWHERE
+            for row in rows:
+                assert row.keys() == {"levels", "instruction", "mode", "episodes", "success", "length"}
+                assert row["episodes"] == TINY.test_levels
+                assert 0 <= row["success"] <= 1
+                assert 1 <= row["length"] <= (40 if row["levels"] == "test" else 15)
+
+
+def taking(exams: list[tuple], marks: Callable[..., float]) -> tuple[Any, Callable[..., Any]]:
+    """A model that tells how it is asked to act, and an evaluation that gives marks for it."""
+
+    def evaluated(levels: Levels, actor: Any, *, history: int, horizon: int, rng: Any, instruction: str) -> Any:
+        exams.append((levels.env_id, len(levels), history, horizon, instruction, actor))
+        success = marks(levels.env_id, instruction, actor)
+        return np.full(len(levels), success), np.full(len(levels), 100 * success)
+
+    return SimpleNamespace(policy=SimpleNamespace(actor=lambda **mode: tuple(mode.items()))), evaluated
+
+
+def test_every_exam_is_taken_as_it_says_and_the_summary_is_of_the_right_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    marks = {(): 0.5, (("temperature", 0.5),): 0.6, (("greedy", True),): 0.7}
+    ood = {"MiniGrid-Fetch-6x6-N2-v0": 33, "MiniGrid-Fetch-8x8-N3-v0": 44}
+    minus = {FETCH.env_id: 0.0, "MiniGrid-Fetch-6x6-N2-v0": 0.1, "MiniGrid-Fetch-8x8-N3-v0": 0.3}
+    taken: list[tuple] = []
+    model, evaluated = taking(
+        taken, lambda env_id, instruction, mode: marks[mode] - minus[env_id] if instruction == "given" else 0.01
+    )
+    monkeypatch.setattr(pipeline, "evaluate", evaluated)
+    tested = Run(dataclasses.replace(FETCH, ood=ood), "bc", 0, tmp_path)
+    scores = pipeline.evaluate_policy(tested, model, "evaluation.json")
+    in_distribution = {"success_sampled": 0.5, "success_cool": 0.6, "success_greedy": 0.7}
+    lengths = {"length_sampled": 50.0, "length_cool": 60.0, "length_greedy": 70.0}
+    elsewhere = {"ood_sampled": 0.3, "ood_greedy": 0.5}
+    assert scores == pytest.approx({"episodes": 12, **in_distribution, **lengths, **elsewhere})
+    wanted = [(FETCH.env_id, 12, 2, 30, "given", mode) for mode in marks]
+    wanted += [(env_id, 12, 2, limit, "given", mode) for env_id, limit in ood.items() for mode in list(marks)[::2]]
+    wanted += [(FETCH.env_id, 12, 2, 30, alteration, ()) for alteration in ("shuffled", "emptied", "swapped")]
+    assert taken == wanted
+    monkeypatch.setattr(pipeline, "evaluate", never)
+    assert pipeline.evaluate_policy(tested, model, "evaluation.json") == scores
+    with pytest.raises(AssertionError, match="done before"):
+        pipeline.evaluate_policy(tested, model, "evaluation_after_rl.json")
+
+
+def test_an_experiment_says_what_the_registry_says() -> None:
+    env, arms, rl = ENVIRONMENTS["fetch"], {"bc": TINY.arms["bc"]}, RL(steps=7)
+    made = Experiment.of(env, arms, rl)
+    assert (made.name, made.env_id, made.demos) == (env.name, env.id, env.budget)
+    assert (made.horizon, made.history, made.arms, made.rl) == (env.horizon, env.history, arms, rl)
+    assert list(made.ood.items()) == [(variant.id, variant.horizon) for variant in env.ood]
+    assert (made.random_success, made.expert_success) == (env.random_success, env.expert_success)
+
+
+def test_the_main_arms_differ_in_what_is_compared() -> None:
+    arms = pipeline.main_arms(bc=BC, bc_memory=0, reflect=REFLECT, reflect_memory=2)
+    assert list(arms) == ["scratch", "bc", "bc_long", "iwm", "reflect"]
+    assert arms["bc"] == Arm(BC, memory=0, rl=True)
+    assert arms["scratch"] == Arm(None, memory=0, rl=True)
+    assert arms["bc_long"] == Arm(dataclasses.replace(BC, updates=52 + 4 + 3), memory=0, rl=False)
+    assert arms["iwm"].learner == IWMConfig(bc=BC)
+    assert arms["reflect"] == Arm(REFLECT, memory=2, rl=True)
+    assert not arms["iwm"].rl
 
 
 # ---- same seed, same bytes ----
@@ -279,6 +399,9 @@ def with_arm(name: str, **changes: Any) -> Experiment:
     [
         (changed(horizon=41), "horizon: 40 -> 41"),
         (changed(test_levels=13), "test_levels: 12 -> 13"),
+        (changed(ood={"MiniGrid-DoorKey-6x6-v0": 20}), "ood.MiniGrid-DoorKey-6x6-v0: 15 -> 20"),
+        (changed(ood={}), "ood.MiniGrid-DoorKey-6x6-v0: 15 -> -"),
+        (with_arm("bc", learner=dataclasses.replace(BC, mirror=False)), "mirror: True -> False"),
         (changed(env_id="MiniGrid-DoorKey-6x6-v0"), "env_id: MiniGrid-DoorKey-5x5-v0 -> MiniGrid-DoorKey-6x6-v0"),
         (changed(rl=dataclasses.replace(TINY.rl, steps=128)), "rl.steps: 384 -> 128"),
         (
