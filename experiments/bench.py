@@ -551,18 +551,22 @@ def linear(options: "Options", episodes: int = 256, states: int = 65_536) -> lis
 
     Large enough that no cache of the processor holds the smaller only, and measured there and back.
     """
-    draw = itertools.count()  # new levels every time: episodes differ in length
+    draw, steps = itertools.count(), 23  # new levels every time, whose episodes are some 23 steps long
     with tempfile.TemporaryDirectory() as cache:
 
         def collect(n: int) -> float:
-            """CPU-seconds of n demonstrations and all their branches."""
+            """CPU-seconds of n demonstrations and all their branches, if all draws had episodes of one length."""
             start = time.process_time()
-            branch(collect_demos(DOOR_KEY, n, seed=next(draw), cache=cache))
-            return time.process_time() - start
+            demos = collect_demos(DOOR_KEY, n, seed=next(draw), cache=cache)
+            branch(demos)
+            return (time.process_time() - start) * n * steps / len(demos)
 
         twice = {"ours": lambda: collect(2 * episodes), "theirs": lambda: collect(episodes)}
         measured = in_turns(twice, options.rounds, back=True)
-    what = f"collect_demos + branch: {2 * episodes} demonstrations / {episodes}, bank of levels already there"
+    what = (
+        f"collect_demos + branch: {2 * episodes} demonstrations / {episodes}, bank of levels already there; seconds "
+        f"scaled to {steps} steps an episode, because draws differ in length"
+    )
     rows = [compare("cost_demos_x2", DOOR_KEY, **measured, target="<= 2.1", unit="seconds", what=what)]
 
     state = np.tile(import_seeds(DOOR_KEY, range(64)).rows, (states // 64, 1))
