@@ -14,6 +14,7 @@ says it.
 """
 
 import argparse
+import functools
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -28,16 +29,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from headstart.envs import bank, branch, collect_demos, evaluate, make_vec_env
+from headstart.envs import bank, collect_demos, evaluate, make_vec_env
+from headstart.envs.transitions import Demos
 from headstart.experiments.pipeline import Arm, Experiment
 from headstart.experiments.runlog import flat, write_rows
-from headstart.learners import LEARNERS, PPO, BCConfig
+from headstart.learners import BC, PPO, BCConfig
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SEEDS = (1000, 1001, 1002)
 LEVELS = 500  # of the validation split
 BUDGETS = (8, 16, 32, 64, 128, 256, 512, 1024)
 BAND = (0.3, 0.7)  # where the scaled success of bc leaves room on both sides
+
+
+@functools.lru_cache(maxsize=16)
+def demonstrations(env_id: str, episodes: int, seed: int, history: int, horizon: int) -> Demos:
+    """Collected once a process: settings are compared on the same ones."""
+    return collect_demos(env_id, episodes, seed=seed, history=history, horizon=horizon)
 
 
 def score(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
@@ -47,9 +55,9 @@ def score(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
     env = make_vec_env(experiment.env_id, n_levels=experiment.train_levels, history=history, horizon=horizon)
     memory = {"features_extractor_kwargs": {"memory": arm.memory}}
     model = PPO(env=env, seed=seed, policy_kwargs=memory)
-    demos = collect_demos(experiment.env_id, experiment.demos, seed=seed, history=history, horizon=horizon)
-    assert arm.learner is not None
-    LEARNERS[type(arm.learner)](model.policy, arm.learner, seed=seed).fit(demos, branch(demos), env)  # type: ignore[arg-type]
+    demos = demonstrations(experiment.env_id, experiment.demos, seed, history, horizon)
+    assert isinstance(arm.learner, BCConfig)
+    BC(model.policy, arm.learner, seed=seed).fit(demos)
     levels = bank(experiment.env_id, "validation", LEVELS)
     sampled, greedy = (
         evaluate(
