@@ -6,6 +6,9 @@
     Headstart-SynthS5R2-v0                  no instruction says "pick up ... box" or "go to ... key"
     Headstart-SynthS5R2-HeldOut-v0          every instruction says one of the two
     Headstart-BlockedUnlockPickup-S8-v0     rooms of 8 x 8 instead of 6 x 6
+    Headstart-Dynamic-Obstacles-10x10-N16-v0, Headstart-Dynamic-Obstacles-14x14-N36-v0
+                                            a quarter of the cells are obstacles; minigrid's own has a tenth
+    Headstart-MultiRoom-N8-v0               eight rooms; minigrid's own longest has six
 
 What a step does, shows and pays is minigrid's, so the engine and the experts know these environments by their bases.
 
@@ -24,9 +27,18 @@ from minigrid.envs.babyai.core import verifier
 from minigrid.envs.babyai.core.roomgrid_level import RejectSampling
 from minigrid.envs.babyai.synth import Synth
 from minigrid.envs.blockedunlockpickup import BlockedUnlockPickupEnv
+from minigrid.envs.dynamicobstacles import DynamicObstaclesEnv
 from minigrid.envs.fetch import FetchEnv
+from minigrid.envs.multiroom import MultiRoomEnv
 
-__all__ = ["HELD_OUT_CLAUSES", "HELD_OUT_OBJECTS", "HeldOutFetch", "HeldOutSynth", "LargeBlockedUnlockPickup"]
+__all__ = [
+    "HELD_OUT_CLAUSES",
+    "HELD_OUT_OBJECTS",
+    "CrowdedObstacles",
+    "HeldOutFetch",
+    "HeldOutSynth",
+    "LargeBlockedUnlockPickup",
+]
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -103,8 +115,16 @@ class LargeBlockedUnlockPickup(BlockedUnlockPickupEnv):
         )
 
 
+class CrowdedObstacles(DynamicObstaclesEnv):
+    """DynamicObstacles with as many obstacles as are asked for; minigrid's own silently takes fewer."""
+
+    def __init__(self, n_obstacles: int, **kwargs):
+        super().__init__(n_obstacles=1, **kwargs)
+        self.n_obstacles = n_obstacles
+
+
 def _register(env_id: str, kind: type, **kwargs) -> None:
-    gymnasium.register(env_id, entry_point=f"{__name__}:{kind.__name__}", kwargs=kwargs)
+    gymnasium.register(env_id, entry_point=f"{kind.__module__}:{kind.__name__}", kwargs=kwargs)
 
 
 _register("Headstart-Fetch-8x8-N3-v0", HeldOutFetch, size=8, numObjs=3)
@@ -113,3 +133,6 @@ _register("Headstart-Fetch-12x12-N6-v0", HeldOutFetch, size=12, numObjs=6)
 _register("Headstart-SynthS5R2-v0", HeldOutSynth, room_size=5, num_rows=2)
 _register("Headstart-SynthS5R2-HeldOut-v0", HeldOutSynth, room_size=5, num_rows=2, asked=True)
 _register("Headstart-BlockedUnlockPickup-S8-v0", LargeBlockedUnlockPickup, room_size=8)
+_register("Headstart-Dynamic-Obstacles-10x10-N16-v0", CrowdedObstacles, size=10, n_obstacles=16)
+_register("Headstart-Dynamic-Obstacles-14x14-N36-v0", CrowdedObstacles, size=14, n_obstacles=36)
+_register("Headstart-MultiRoom-N8-v0", MultiRoomEnv, minNumRooms=8, maxNumRooms=8)

@@ -88,7 +88,7 @@ def _package(requirement: str) -> str:
 # ---- the machine ----
 def available_cores() -> int:
     """Cores that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 
 
 def _cores() -> str:

@@ -1,4 +1,4 @@
-"""MiniGrid-Dynamic-Obstacles-8x8: to the goal without touching what moves.
+"""Dynamic-Obstacles-10x10-N16: to the goal without touching any of the sixteen things that move.
 
 python experiments/dynamic_obstacles.py          is the same as          headstart run dynamic_obstacles
 """

@@ -1,4 +1,4 @@
-"""MiniGrid-MultiRoom-N4-S5: through four rooms and their doors to the goal.
+"""MiniGrid-MultiRoom-N6: through six rooms and their doors to the goal.
 
 python experiments/multi_room.py          is the same as          headstart run multi_room
 """

@@ -16,12 +16,10 @@ says it.
 import argparse
 import functools
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib import import_module
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,13 @@ from tqdm import tqdm
 
 from headstart.envs import bank, collect_demos, evaluate, make_vec_env
 from headstart.envs.transitions import Demos
+from headstart.experiments.doctor import available_cores
 from headstart.experiments.pipeline import Arm, Experiment
 from headstart.experiments.runlog import flat, write_rows
 from headstart.learners import BC, PPO, BCConfig
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SEEDS = (1000, 1001, 1002)
+SEEDS = (1000, 1001, 1002)  # of the demonstrations; the search for settings uses the first two
 LEVELS = 500  # of the validation split
 BUDGETS = (8, 16, 32, 64, 128, 256, 512, 1024)
 BAND = (0.3, 0.7)  # where the scaled success of bc leaves room on both sides
@@ -73,18 +72,20 @@ def score(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
 
 
 class Trials:
-    """Fits of one experiment's arms in a pool of processes, all seeds of each."""
+    """Fits of one experiment's arms in a pool of processes, all seeds of each; ``rows`` is what was found."""
 
-    def __init__(self, experiment: Experiment, processes: int):
-        self.experiment, self.rows = experiment, []
-        self.pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-        for split in ("train", "validation"):
-            bank(experiment.env_id, split, 1)  # built before processes ask for it at the same time
+    def __init__(self, experiment: Experiment, pool: ProcessPoolExecutor, seeds: Sequence[int]):
+        self.experiment, self.pool, self.seeds = experiment, pool, seeds
+        self.rows: list[dict[str, Any]] = []
+        for split, n in (("train", experiment.train_levels), ("validation", LEVELS)):
+            bank(experiment.env_id, split, n)  # before processes ask for it at the same time
 
     def __call__(self, arms: Sequence[Arm], experiments: Sequence[Experiment] = ()) -> list[float]:
         """The score of each arm (with the experiment at its place, if they are given); their rows are kept."""
         which = experiments or [self.experiment] * len(arms)
-        jobs = [[self.pool.submit(score, e, arm, seed) for seed in SEEDS] for e, arm in zip(which, arms, strict=True)]
+        jobs = [
+            [self.pool.submit(score, e, arm, seed) for seed in self.seeds] for e, arm in zip(which, arms, strict=True)
+        ]
         scores = []
         for e, arm, futures in zip(which, tqdm(arms, unit="setting", disable=None), jobs, strict=True):
             results = np.array([future.result() for future in futures])  # (seeds, 2)
@@ -109,9 +110,8 @@ def settings(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
         return (candidates[top], found[top]) if found[top] > best_score else (best, best_score)
 
     base = BCConfig()
-    first = [Arm(replace(base, mirror=mirror), memory, rl=False) for memory in (0, history) for mirror in (False, True)]
-    first += [Arm(replace(base, hidden_past=0.5), history, rl=False)]
-    first += [Arm(replace(base, hidden_actions=0.5), history, rl=False)]
+    first = [Arm(base, 0, rl=False), Arm(replace(base, mirror=False), 0, rl=False), Arm(base, history, rl=False)]
+    first += [Arm(replace(base, **{hidden: 0.5}), history, rl=False) for hidden in ("hidden_past", "hidden_actions")]
     best, reached = step(first, 0.0)
 
     def around(**changes: Any) -> Arm:
@@ -119,7 +119,7 @@ def settings(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
         return replace(best, learner=replace(best.learner, **changes))
 
     best, reached = step([around(learning_rate=rate) for rate in (3e-4, 3e-3)], reached)
-    pairs = [pair for pair in product((1500, 5000), (0.01, 0.1, 0.3)) if pair != (base.updates, base.weight_decay)]
+    pairs = [(1500, 0.1), (1500, 0.3), (4000, 0.01), (4000, 0.1)]
     best, reached = step([around(updates=n, weight_decay=decay) for n, decay in pairs], reached)
     print(f"best: memory={best.memory} {best.learner}")
     return "tuning.csv", [{k: v for k, v in row.items() if k != "per_seed"} for row in trials.rows]
@@ -167,7 +167,7 @@ def history(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
     return "history.csv", [{k: v for k, v in row.items() if k != "per_seed"} for row in trials.rows]
 
 
-JOBS = {"settings": settings, "budget": budget, "history": history}
+JOBS = {"settings": (settings, SEEDS[:2]), "budget": (budget, SEEDS), "history": (history, SEEDS)}
 
 
 def main() -> None:
@@ -175,16 +175,18 @@ def main() -> None:
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("name", nargs="+", help="experiments, such as door_key")
     parser.add_argument("--demos", type=int, help="demonstrations, in place of what the registry says")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=int, default=available_cores())
     options = parser.parse_args()
-    for name in options.name:
-        experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
-        if options.demos:
-            experiment = replace(experiment, demos=options.demos)
-        print(f"{name}: {options.job}", flush=True)
-        file, rows = JOBS[options.job](Trials(experiment, options.processes))
-        (RESULTS / name).mkdir(parents=True, exist_ok=True)
-        write_rows(RESULTS / name / file, rows, kind="tuning")
+    job, seeds = JOBS[options.job]
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        for name in options.name:
+            experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
+            if options.demos:
+                experiment = replace(experiment, demos=options.demos)
+            print(f"{name}: {options.job}", flush=True)
+            file, rows = job(Trials(experiment, pool, seeds))
+            (RESULTS / name).mkdir(parents=True, exist_ok=True)
+            write_rows(RESULTS / name / file, rows, kind="tuning")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory: attention over the last frames and the actions taken in them.
+"""Memory: attention over the last frames and the actions taken in them, and a recall of all that was seen before.
 
 Legend: B states in a batch, T = history + 1 frames, U distinct frames among the B * T, D width.
 """
@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HistoryAttention", "hide_past"]
+__all__ = ["HistoryAttention", "Recall", "hide_past"]
 
 
 def hide_past(
@@ -59,3 +59,25 @@ class HistoryAttention(nn.Module):
         key, value = rearrange(memory, "b t (two h d) -> two b h t d", two=2, h=self.heads)
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=~missing[:, None, None])
         return self.out(rearrange(read, "b h 1 d -> b (h d)"))
+
+
+class Recall(nn.Module):
+    """Whether something has been seen before, however long ago.
+
+    The maximum over all earlier frames, neither ordered nor dated, times what the present makes of it. Attention with
+    ages and actions solves Memory's few training levels by counting steps, and fails on all others; a set cannot be
+    counted (experiments/LOG.md). The product lets "the same as there" be one feature.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.seen = nn.Linear(width, width)
+        self.now = nn.Linear(width, width)
+
+    def forward(self, feature: Tensor, place: Tensor, before: Tensor) -> Tensor:
+        """Features (U, D) of distinct frames, their place (B, T) in time -> (B, D).
+
+        ``before`` (B, T-1) marks frames from before the episode.
+        """
+        seen = self.seen(feature).relu()[place[:, :-1]]  # (B, T-1, D)
+        return seen.masked_fill(before.unsqueeze(2), 0.0).amax(dim=1) * self.now(feature)[place[:, -1]]

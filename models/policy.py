@@ -17,7 +17,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from headstart.models.encoders import CELLS, MissionEncoder, ViewEncoder, distinct_rows
-from headstart.models.history import HistoryAttention
+from headstart.models.history import HistoryAttention, Recall
+
+RECENT = 4  # frames that a policy attends to in their order; of older ones it knows only that they were there
 
 __all__ = ["FrameHistoryExtractor", "HeadstartPolicy", "as_tensors"]
 
@@ -30,10 +32,11 @@ def as_tensors(obs: dict[str, NDArray], device: torch.device | str) -> dict[str,
 class FrameHistoryExtractor(BaseFeaturesExtractor):
     """{"frames" (B, T, F), "actions" (B, T-1), "mission" (B, L)} -> (B, D).
 
-    ``memory`` is how many of the T-1 earlier frames are used (default: all). The
-    mission scales and shifts encoded views (FiLM, arXiv 1709.07871), after the encoder so that missions share
-    them; the present then attends to the past. Whatever depends on one view and mission only is computed once
-    for each distinct pair in the batch: the gradient is the same, and most pairs occur many times.
+    ``memory`` is how many of the T-1 earlier frames are used (default: all). The mission scales and shifts encoded
+    views (FiLM, arXiv 1709.07871), after the encoder so that missions share them. The present then attends to the
+    last RECENT frames and actions; a longer memory also recalls, without order, what was seen at all. Whatever
+    depends on one view and mission only is computed once for each distinct pair in the batch: the gradient is the
+    same, and most pairs occur many times.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         channels: int = 32,
     ):
         super().__init__(observation_space, features_dim=width)
+        self.n_actions = n_actions
         history = observation_space["frames"].shape[0] - 1  # type: ignore[index]
         self.memory = history if memory is None else memory
         if not 0 <= self.memory <= history:
@@ -53,11 +57,13 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         self.view = ViewEncoder(width, channels)
         self.mission = MissionEncoder(self.words, width)
         self.film = nn.Linear(width, 2 * width)
-        nn.init.zeros_(self.film.weight)  # an instruction changes nothing until it has been learned
-        nn.init.zeros_(self.film.bias)
-        if self.memory:
-            self.past = HistoryAttention(width, self.memory, n_actions)
-        self.mix = nn.Sequential(nn.Linear((2 if self.memory else 1) * width, width), nn.ReLU())
+        self.recent = min(self.memory, RECENT)
+        if self.recent:
+            self.past = HistoryAttention(width, self.recent, n_actions)
+        if self.memory > self.recent:
+            self.recall = Recall(width)
+        parts = 1 + (self.recent > 0) + (self.memory > self.recent)
+        self.mix = nn.Sequential(nn.Linear(parts * width, width), nn.ReLU())
 
     def read(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The parts that are looked at: views (B, T, 49), past actions (B, T-1), mission (B, L)."""
@@ -73,10 +79,12 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         view, mission = distinct.split([CELLS, mission.shape[1]], dim=1)
         scale, shift = self.film(self.mission(mission)).chunk(2, dim=1)
         feature = torch.relu(self.view(view) * (1 + scale) + shift)  # (U, D)
-        now = feature[place[:, -1]]
-        if self.memory:
-            now = torch.cat([now, self.past(feature, place, action.long())], dim=1)
-        return self.mix(now)
+        parts = [feature[place[:, -1]]]
+        if self.recent:
+            parts.append(self.past(feature, place[:, -1 - self.recent :], action[:, -self.recent :].long()))
+        if self.memory > self.recent:
+            parts.append(self.recall(feature, place, action == self.n_actions))
+        return self.mix(torch.cat(parts, dim=1))
 
 
 class HeadstartPolicy(MultiInputActorCriticPolicy):

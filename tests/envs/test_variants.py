@@ -161,3 +161,14 @@ def test_there_are_as_many_obstacles_as_asked_for(size: int, n_obstacles: int) -
     """Where minigrid finds that there are too many, it silently takes fewer."""
     found = import_seeds(f"MiniGrid-Dynamic-Obstacles-{size}x{size}-v0", range(20))
     assert objects(found) == [n_obstacles] * 20
+
+
+@pytest.mark.parametrize(("size", "n"), [(10, 16), (14, 36)])
+def test_obstacles_are_as_many_as_asked_for(size: int, n: int) -> None:
+    found = import_seeds(f"Headstart-Dynamic-Obstacles-{size}x{size}-N{n}-v0", range(20))
+    assert objects(found) == [n] * 20
+
+
+def test_eight_rooms() -> None:
+    found = import_seeds("Headstart-MultiRoom-N8-v0", range(20))
+    assert (engine.TYPE[levels._cells(found.rows)] == engine.DOOR_TYPE).sum(1).tolist() == [7] * 20
