@@ -74,8 +74,8 @@ def score(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
 class Trials:
     """Fits of one experiment's arms in a pool of processes, all seeds of each; ``rows`` is what was found."""
 
-    def __init__(self, experiment: Experiment, pool: ProcessPoolExecutor, seeds: Sequence[int]):
-        self.experiment, self.pool, self.seeds = experiment, pool, seeds
+    def __init__(self, experiment: Experiment, pool: ProcessPoolExecutor, seeds: Sequence[int], updates: int):
+        self.experiment, self.pool, self.seeds, self.updates = experiment, pool, seeds, updates
         self.rows: list[dict[str, Any]] = []
         for split, n in (("train", experiment.train_levels), ("validation", LEVELS)):
             bank(experiment.env_id, split, n)  # before processes ask for it at the same time
@@ -102,14 +102,14 @@ class Trials:
 def settings(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
     """The search. Rows: a setting, its success."""
     history = trials.experiment.history
-    best = Arm(BCConfig(), memory=0, rl=False)
+    base = BCConfig(updates=trials.updates)
+    best = Arm(base, memory=0, rl=False)
 
     def step(candidates: list[Arm], best_score: float) -> tuple[Arm, float]:
         found = trials(candidates)
         top = int(np.argmax(found))
         return (candidates[top], found[top]) if found[top] > best_score else (best, best_score)
 
-    base = BCConfig()
     first = [Arm(base, 0, rl=False), Arm(replace(base, mirror=False), 0, rl=False), Arm(base, history, rl=False)]
     first += [Arm(replace(base, **{hidden: 0.5}), history, rl=False) for hidden in ("hidden_past", "hidden_actions")]
     best, reached = step(first, 0.0)
@@ -167,7 +167,7 @@ def history(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
     return "history.csv", [{k: v for k, v in row.items() if k != "per_seed"} for row in trials.rows]
 
 
-JOBS = {"settings": (settings, SEEDS[:2]), "budget": (budget, SEEDS), "history": (history, SEEDS)}
+JOBS = {"settings": (settings, 2), "budget": (budget, 3), "history": (history, 3)}  # and the number of draws
 
 
 def main() -> None:
@@ -175,16 +175,17 @@ def main() -> None:
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("name", nargs="+", help="experiments, such as door_key")
     parser.add_argument("--demos", type=int, help="demonstrations, in place of what the registry says")
+    parser.add_argument("--updates", type=int, default=BCConfig.updates, help="that the search begins with")
     parser.add_argument("--processes", type=int, default=available_cores())
     options = parser.parse_args()
-    job, seeds = JOBS[options.job]
+    job, draws = JOBS[options.job]
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         for name in options.name:
             experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
             if options.demos:
                 experiment = replace(experiment, demos=options.demos)
             print(f"{name}: {options.job}", flush=True)
-            file, rows = job(Trials(experiment, pool, seeds))
+            file, rows = job(Trials(experiment, pool, SEEDS[:draws], options.updates))
             (RESULTS / name).mkdir(parents=True, exist_ok=True)
             write_rows(RESULTS / name / file, rows, kind="tuning")
 

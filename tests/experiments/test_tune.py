@@ -105,31 +105,31 @@ def nobody_succeeds(experiment: Experiment, arm: Arm, seed: int) -> tuple[float,
 
 # ---- what is tried and kept ----
 def test_the_search_goes_on_from_the_best(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
-    """A learner that likes memory without the mirror, quick learning and many updates, when it acts greedily."""
+    """A learner that likes memory with a hidden past, quick learning and many updates, when it acts greedily."""
 
     def likes(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
         c: Any = arm.learner
-        better = 0.2 * (arm.memory == 4 and not c.mirror) + 0.2 * (c.learning_rate == 3e-3) + 0.2 * (c.updates == 5000)
+        better = 0.2 * (c.hidden_past > 0) + 0.2 * (c.learning_rate == 3e-3) + 0.2 * (c.updates == 4000)
         return 0.05, better + 0.01 * (seed - 1000)
 
     scored = run(monkeypatch, "settings", "tiny", score=likes)
     tried = [arm for _, arm, seed in scored if seed == 1000]
     assert [(e, arm) for e, arm, seed in scored if seed == 1001] == [(TINY, arm) for arm in tried]
-    first, rates, rest = tried[:6], tried[6:8], tried[8:]
-    assert {(arm.memory, arm.learner.mirror) for arm in first[:4]} == {(m, x) for m in (0, 4) for x in (False, True)}
-    assert [(arm.memory, arm.learner.hidden_past, arm.learner.hidden_actions) for arm in first[4:]] == [
+    first, rates, rest = tried[:5], tried[5:7], tried[7:]
+    assert [(arm.memory, arm.learner.mirror) for arm in first[:3]] == [(0, True), (0, False), (4, True)]
+    assert [(arm.memory, arm.learner.hidden_past, arm.learner.hidden_actions) for arm in first[3:]] == [
         (4, 0.5, 0.0),
         (4, 0.0, 0.5),
     ]
     assert [arm.learner.learning_rate for arm in rates] == [3e-4, 3e-3]
-    assert all((arm.memory, arm.learner.mirror) == (4, False) for arm in rates + rest)
+    assert all((arm.memory, arm.learner.hidden_past) == (4, 0.5) for arm in rates + rest)
     assert all(arm.learner.learning_rate == 3e-3 for arm in rest)
-    assert len({(arm.learner.updates, arm.learner.weight_decay) for arm in rest}) == len(rest) == 5
+    assert len({(arm.learner.updates, arm.learner.weight_decay) for arm in rest}) == len(rest) == 4
     assert len(set(map(str, tried))) == len(tried)  # nothing twice
     rows = rows_of(results / "tuning.csv")
     assert len(rows) == len(tried)
     best = max(rows, key=lambda row: float(row["success_greedy"]))
-    assert (best["memory"], best["mirror"], best["updates"]) == ("4", "False", "5000")
+    assert (best["memory"], best["hidden_past"], best["updates"]) == ("4", "0.5", "4000")
     assert float(best["success_greedy"]) == pytest.approx(0.605)  # the mean over the draws
     assert {row["success_sampled"] for row in rows} == {"0.05"}
 
@@ -138,8 +138,8 @@ def test_what_is_no_better_is_not_taken(monkeypatch: pytest.MonkeyPatch, results
     """The first of equals is kept: the default, where nothing matters."""
     scored = run(monkeypatch, "settings", "tiny", score=lambda experiment, arm, seed: (0.5, 0.25))
     arms = [arm for _, arm, _ in scored]
-    assert all(arm.memory == arms[0].memory for arm in arms[12:])
-    assert all(arm.learner.learning_rate == BCConfig().learning_rate for arm in arms[16:])
+    assert all(arm.memory == arms[0].memory for arm in arms[10:])
+    assert all(arm.learner.learning_rate == BCConfig().learning_rate for arm in arms[14:])
 
 
 def test_budgets_around_the_registrys(monkeypatch: pytest.MonkeyPatch, results: Path, capsys: Any) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headstart.models.history import HistoryAttention, hide_past
+from headstart.models.history import HistoryAttention, Recall, hide_past
 
 WIDTH, HISTORY, A = 16, 3, 7
 NONE = A  # the action that marks a frame from before the episode
@@ -171,3 +171,15 @@ def test_a_hidden_action_is_a_word_of_its_own(memory: HistoryAttention) -> None:
     moved = place.clone()
     moved[:, 1] = (place[:, 1] + 1) % 9
     assert (memory(feature, moved, torch.full_like(action, HIDDEN)) != told).any(1).all()
+
+
+def test_recall_worked_by_hand() -> None:
+    """Two past frames (1, 0) and (0, 2), the present (3, 5): the maximum (1, 2), times the present."""
+    recall = Recall(2)
+    for layer in (recall.seen, recall.now):
+        torch.nn.init.eye_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    feature, place = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 5.0]]), torch.tensor([[0, 1, 2]])
+    assert recall(feature, place, torch.tensor([[False, False]])).tolist() == [[3.0, 10.0]]
+    assert recall(feature, place, torch.tensor([[True, False]])).tolist() == [[0.0, 10.0]]
+    assert recall(feature, place, torch.tensor([[True, True]])).tolist() == [[0.0, 0.0]]

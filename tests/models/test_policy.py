@@ -43,12 +43,8 @@ def tensors(obs: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def extractor(memory: int | None = None, seed: int = 0) -> FrameHistoryExtractor:
-    """With instructions that matter, as they do once something has been learned."""
     torch.manual_seed(seed)
-    made = FrameHistoryExtractor(space(), A, memory, width=8, channels=4).double()
-    for parameter in made.film.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return made
+    return FrameHistoryExtractor(space(), A, memory, width=8, channels=4).double()
 
 
 def gradient(made: FrameHistoryExtractor, obs: dict[str, Tensor], weight: Tensor) -> tuple[Tensor, ...]:
@@ -112,11 +108,9 @@ def test_frames_from_before_the_episode_are_masked() -> None:
     torch.testing.assert_close(made(tensors(other)), made(tensors(obs)))
 
 
-def test_the_mission_matters_once_it_has_been_learned() -> None:
+def test_the_mission_matters() -> None:
     obs = observations()
     other = {**obs, "mission": np.where(obs["mission"] > 0, obs["mission"] % (WORDS - 1) + 1, 0).astype(np.uint8)}
-    fresh = FrameHistoryExtractor(space(), A, width=8, channels=4)
-    torch.testing.assert_close(fresh(tensors(obs)), fresh(tensors(other)))
     assert (extractor()(tensors(obs)) != extractor()(tensors(other))).any(1).all()
 
 
@@ -160,6 +154,23 @@ def test_what_is_read_decides_the_features(memory: int) -> None:
     other["frames"][:, : HISTORY - memory], other["actions"][:, : HISTORY - memory] = 17, 2
     assert all(map(torch.equal, made.read(tensors(other)), (view, action, mission)))
     assert torch.equal(made(tensors(other)), made(tensors(obs)))
+
+
+def test_beyond_the_recent_frames_what_was_seen_counts_and_when_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "RECENT", 1)
+    made, obs = extractor(), observations()
+    obs["actions"][:] %= A
+    assert (made.recent, made.memory) == (1, HISTORY)
+    features = made(tensors(obs))
+    older = {name: value.copy() for name, value in obs.items()}
+    older["frames"][:, [0, 1]] = obs["frames"][:, [1, 0]]  # in another order
+    older["actions"][:, :2] = (obs["actions"][:, :2] + 1) % A
+    torch.testing.assert_close(made(tensors(older)), features)
+    older["frames"][:, 0] = 17
+    assert (made(tensors(older)) != features).any(1).sum() > 12  # something else was seen
+    last = {**obs, "actions": obs["actions"].copy()}
+    last["actions"][:, -1] = (obs["actions"][:, -1] + 1) % A
+    assert (made(tensors(last)) != features).any(1).all()
 
 
 @pytest.mark.parametrize("memory", [-1, HISTORY + 1])
