@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from headstart.envs import banks, storage
+from headstart.envs import banks, engine, storage
 from headstart.envs.banks import Levels, bank, import_seeds
 from headstart.envs.errors import DataError
 from headstart.envs.experts import expert_for
@@ -83,7 +83,7 @@ def collect_demos(
             f"{env_id}: the expert {expert.name!r} solved only {len(seeds)} of {len(order)} levels within "
             f"{horizon} steps, and {episodes} demonstrations were asked for. Ask for fewer, or raise the horizon."
         )
-    limit = horizon or int(banks.engine.max_steps(candidates.rows).max())
+    limit = horizon or int(engine.max_steps(candidates.rows).max())
     return _played(env_id, np.array(seeds), [np.array(a, np.int64) for a in actions], history, limit, dropped)
 
 
@@ -256,10 +256,13 @@ def evaluate(
     horizon: int,
     rng: np.random.Generator,
     instruction: str = "given",
+    deterministic: bool = False,
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Play every level once, all at the same time: success (N,) and length (N,) of each episode.
 
     ``instruction`` is "given", or one of instructions.ALTERATIONS: what the agent is told instead of the truth.
+    ``deterministic`` says that the actor always does the same in the same situation. Then an episode that comes back
+    to an earlier situation goes in circles to its end, and is not played on: most of the failures of a greedy policy.
     """
     states = GridStates.of(levels)
     if instruction != "given":
@@ -267,10 +270,27 @@ def evaluate(
     simulator = Simulator(states, history=history, horizon=horizon)
     success, length = np.zeros(len(levels), np.bool_), np.zeros(len(levels), np.int64)
     playing = np.arange(len(levels))
+    been = [_situation(simulator)] if deterministic else []
     while len(playing):
         simulator.step(actor(simulator.observe(), rng))
         over = np.flatnonzero(simulator.done)
         success[playing[over]], length[playing[over]] = simulator.success()[over], simulator.t[over]
-        going_on = np.flatnonzero(~simulator.done)
-        playing, simulator = playing[going_on], simulator.fork(going_on)
+        going_on = ~simulator.done
+        if deterministic:
+            now = _situation(simulator)
+            circling = going_on & np.any([now == then for then in been], axis=0)
+            length[playing[circling]] = np.minimum(horizon, engine.max_steps(levels.rows[playing[circling]]))
+            going_on &= ~circling
+            been = [then[going_on] for then in [*been, now]]
+        playing, simulator = playing[going_on], simulator.fork(np.flatnonzero(going_on))
     return success, length
+
+
+def _situation(simulator: Simulator) -> NDArray[np.uint64]:
+    """(N,) hash of everything that decides what a deterministic agent does from now on: not of the step count."""
+    states = simulator.states
+    assert isinstance(states, GridStates)
+    rows = states.rows.copy()
+    rows[:, engine.STEP_COUNT : engine.STEP_COUNT + 4] = 0
+    obs = simulator.observe()
+    return engine.state_hash(np.concatenate([rows, obs["frames"].reshape(len(rows), -1), obs["actions"]], axis=1))

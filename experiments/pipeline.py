@@ -286,6 +286,7 @@ def evaluate_policy(run: Run, model: PPO, name: str) -> dict[str, Any]:
                 horizon=exam.horizon,
                 rng=np.random.default_rng([run.seed, 0xE7A1]),
                 instruction=exam.instruction,
+                deterministic=exam.mode == "greedy",
             )
             levels = "test" if exam.levels == experiment.env_id else exam.levels
             where = {"levels": levels, "instruction": exam.instruction, "mode": exam.mode}

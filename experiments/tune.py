@@ -65,6 +65,7 @@ def score(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
             history=history,
             horizon=horizon,
             rng=np.random.default_rng(seed),
+            deterministic=greedy,
         )[0].mean()
         for greedy in (False, True)
     )

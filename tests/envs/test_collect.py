@@ -541,3 +541,20 @@ def test_an_instruction_that_cannot_be_altered_is_refused() -> None:
         evaluate(import_seeds(FETCH, range(3)), uniform_actor(7), **played, instruction="backwards")
     with pytest.raises(UsageError, match="all 3 missions are equal"):
         evaluate(import_seeds(DOOR_KEY, range(3)), uniform_actor(7), **played, instruction="swapped")
+
+
+def test_circles_are_left_early_and_change_nothing() -> None:
+    """A greedy policy at random: most episodes go in circles, some end. What moves by itself never comes back."""
+    for env_id, horizon in ((DOOR_KEY, 60), ("MiniGrid-Empty-5x5-v0", 300), ("MiniGrid-Dynamic-Obstacles-5x5-v0", 40)):
+        levels, steps = import_seeds(env_id, range(30)), []
+        weight = np.random.default_rng(3).normal(size=(50 * 3, 7))
+
+        def greedy(obs: Obs, rng: np.random.Generator) -> np.ndarray:
+            steps.append(len(obs["frames"]))  # noqa: B023  read within the loop
+            return np.cos(obs["frames"].reshape(len(obs["frames"]), -1) @ weight).argmax(1) % 3  # noqa: B023
+
+        played = {"history": 2, "horizon": horizon, "rng": np.random.default_rng(0)}
+        full, spent = evaluate(levels, greedy, **played), sum(steps)
+        steps.clear()
+        assert_equal(evaluate(levels, greedy, **played, deterministic=True), full)
+        assert sum(steps) < 0.6 * spent or "Obstacles" in env_id
