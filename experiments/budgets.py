@@ -1,6 +1,7 @@
 """How many demonstrations are neither hopeless nor enough: the curves from which each budget was chosen, in a picture.
 
-    python experiments/budgets.py            experiments/results/<name>/budget.csv -> experiments/results/budgets.png
+    python experiments/budgets.py            experiments/results/<name>/budget.csv -> experiments/results/budgets.png,
+                                             and prints the README's table of environments
 
 budget.csv has a row per number of demonstrations and seed: demos, seed, success_sampled, success_greedy of tuned
 behaviour cloning on validation levels; random_success and expert_success, between which success is scaled; and
@@ -151,11 +152,37 @@ def budget_curve(rows: Sequence[Row]) -> tuple[str, dict[int, list[float]]]:
     return mode, curve
 
 
+def table(rows: Sequence[Row]) -> str:
+    """The environments of the study in Markdown, as the README shows them: success in per cent."""
+    head = ("environment", "stands for", "demonstrations", "random", "`bc`, tuned", "expert", "`bc`, scaled")
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
+    for env in ENVIRONMENTS.values():
+        chosen = [row for row in rows if row["name"] == env.name and row["chosen"]]
+        if not (env.study and chosen):
+            continue
+        mode, curve = budget_curve(chosen)
+        ((demos, success),) = curve.items()
+        plain = 100 * float(np.mean([row[f"success_{mode}"] for row in chosen]))
+        cells = (
+            f"`{env.name}`",
+            env.stands_for,
+            str(demos),
+            f"{100 * env.random_success:.1f}",
+            f"{plain:.1f} {mode}",
+            f"{100 * env.expert_success:.1f}",
+            f"{float(np.mean(success)):.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="directory that has <name>/budget.csv")
     directory: Path = parser.parse_args().results
-    draw = partial(draw_budgets, read_budgets(directory))
+    rows = read_budgets(directory)
+    print(table(rows))
+    draw = partial(draw_budgets, rows)
     for suffix in (".png", ".svg"):
         path = directory / f"budgets{suffix}"
         storage.save_bytes(path, render(draw, suffix), kind="picture", schema=1)

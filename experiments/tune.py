@@ -120,7 +120,7 @@ def settings(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
         return replace(best, learner=replace(best.learner, **changes))
 
     best, reached = step([around(learning_rate=rate) for rate in (3e-4, 3e-3)], reached)
-    pairs = [(1500, 0.1), (1500, 0.3), (4000, 0.01), (4000, 0.1)]
+    pairs = [(1500, 0.1), (1500, 0.3), (4000, 0.1)]
     best, reached = step([around(updates=n, weight_decay=decay) for n, decay in pairs], reached)
     print(f"best: memory={best.memory} {best.learner}")
     return "tuning.csv", [{k: v for k, v in row.items() if k != "per_seed"} for row in trials.rows]

@@ -66,6 +66,15 @@ def test_the_picture_by_hand() -> None:
     )
 
 
+def test_the_table_by_hand() -> None:
+    """Only the study's environments, each at its chosen budget in its better mode."""
+    fetch = ENVIRONMENTS["fetch"]
+    assert budgets.table(FETCH + rows_of("zebra", {8: [(0.5, 0.1)]}, 8)).splitlines()[2:] == [
+        f"| `fetch` | {fetch.stands_for} | 16 | {100 * fetch.random_success:.1f} | 45.0 greedy "
+        f"| {100 * fetch.expert_success:.1f} | 0.50 |"
+    ]
+
+
 def test_panels_are_in_the_order_of_the_registry() -> None:
     known = list(ENVIRONMENTS)
     rows = [row for name in ("zebra", *reversed(known)) for row in rows_of(name, {8: [(0.5, 0.1)]}, 8)]
