@@ -1,6 +1,6 @@
 """Everything that steps an environment before reward exists: demonstrations, branches, practice. And evaluation.
 
-    demos = collect_demos("MiniGrid-DoorKey-8x8-v0", episodes=16, seed=0)
+    demos = collect_demos("MiniGrid-DoorKey-8x8-v0", episodes=8, seed=0)
     branches = branch(demos)                                   # every action at every demonstrated state
     own = branch(practise(replay(demos), actor, steps=4))      # and at states the agent reaches by itself
 

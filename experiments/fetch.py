@@ -11,7 +11,7 @@ from headstart.learners import BCConfig, ReflectionConfig
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["fetch"],
     main_arms(
-        bc=BCConfig(),
+        bc=BCConfig(updates=4000, learning_rate=3e-3, weight_decay=0.1),
         bc_memory=0,
         reflect=ReflectionConfig(),
         reflect_memory=ENVIRONMENTS["fetch"].history,

@@ -103,7 +103,7 @@ class Trials:
 def settings(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
     """The search. Rows: a setting, its success."""
     history = trials.experiment.history
-    base = BCConfig(updates=trials.updates)
+    base = BCConfig(updates=trials.updates, learning_rate=1e-3, weight_decay=0.01, hidden_past=0.0)
     best = Arm(base, memory=0, rl=False)
 
     def step(candidates: list[Arm], best_score: float) -> tuple[Arm, float]:
@@ -129,7 +129,7 @@ def settings(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
 def budget(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
     """bc at several numbers of demonstrations. Rows: demonstrations, seed, success; those of the script are chosen."""
     experiment = trials.experiment
-    sizes = sorted({n for n in BUDGETS if experiment.demos / 8 <= n <= 4 * experiment.demos} | {experiment.demos})
+    sizes = sorted({n for n in BUDGETS if experiment.demos / 2 <= n <= 2 * experiment.demos} | {experiment.demos})
     arms = [experiment.arms["bc"]] * len(sizes)
     found = trials(arms, [replace(experiment, demos=n) for n in sizes])
     room = experiment.expert_success - experiment.random_success

@@ -38,16 +38,16 @@ class BCConfig:
     """Gradient updates."""
     batch_size: int = 64
     """Distinct observations in an update."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Peak learning rate: linear warm-up, then cosine to zero."""
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     """AdamW's decoupled weight decay."""
     label_smoothing: float = 0.1
     """Probability that is spread evenly over all actions in the target."""
     mirror: bool = True
     """Learn from mirrored demonstrations too."""
-    hidden_past: float = 0.0
-    """Share of samples whose past is hidden. Of no use to a policy without memory."""
+    hidden_past: float = 0.5
+    """Share of samples whose past is hidden. Without memory there is none to hide."""
     hidden_actions: float = 0.0
     """Share of samples whose past actions are hidden, but not what was seen."""
 

@@ -86,7 +86,7 @@ class ReflectionConfig:
     """On the expert's actions, as in bc."""
     mirror: bool = True
     """Learn from mirrored demonstrations, futures and own states too."""
-    hidden_past: float = 0.0
+    hidden_past: float = 0.5
     """Share of the expert's states whose past is hidden, as in bc."""
     hidden_actions: float = 0.0
     """Share of the expert's states whose past actions are hidden."""

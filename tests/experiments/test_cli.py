@@ -184,7 +184,7 @@ def test_no_module_hides_another():
 def test_run_prints_plan_then_table_then_paths_then_tensorboard(here: Path, asked: list, capsys):
     assert cli.main(["run", "door_key", "--seed", "0", "1", "--processes", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("door_key: MiniGrid-DoorKey-8x8-v0, 16 demonstrations")
+    assert lines[0].startswith("door_key: MiniGrid-DoorKey-8x8-v0, 8 demonstrations")
     assert any("minutes" in line and "MB" in line for line in lines)
     table = lines.index("THE TABLE")
     assert lines[table + 2 : -1] == ["runs/door_key/table.md", "runs/door_key/curves.png"]

@@ -246,7 +246,10 @@ def test_every_exam_is_a_row(finished: Path, tmp_path: Path) -> None:
 def taking(exams: list[tuple], marks: Callable[..., float]) -> tuple[Any, Callable[..., Any]]:
     """A model that tells how it is asked to act, and an evaluation that gives marks for it."""
 
-    def evaluated(levels: Levels, actor: Any, *, history: int, horizon: int, rng: Any, instruction: str) -> Any:
+    def evaluated(
+        levels: Levels, actor: Any, *, history: int, horizon: int, rng: Any, instruction: str, deterministic: bool
+    ) -> Any:
+        assert deterministic == (dict(actor).get("greedy", False))
         exams.append((levels.env_id, len(levels), history, horizon, instruction, actor))
         success = marks(levels.env_id, instruction, actor)
         return np.full(len(levels), success), np.full(len(levels), 100 * success)

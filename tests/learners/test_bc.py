@@ -151,7 +151,9 @@ def test_what_the_policy_does_not_read_makes_no_row(many: Demos, env: HeadstartV
 # ---- fits ----
 def test_one_demonstration_is_learned_by_heart(demos: Demos, env: HeadstartVecEnv) -> None:
     policy = fresh_policy(env)
-    config = BCConfig(updates=150, batch_size=32, learning_rate=3e-3, label_smoothing=0.0, mirror=False)
+    config = BCConfig(
+        updates=150, batch_size=32, learning_rate=3e-3, label_smoothing=0.0, hidden_past=0.0, mirror=False
+    )
     fitted = BC(policy, config).fit(demos)
     assert (policy.probabilities(demos.obs).argmax(1) == demos.action).all()
     assert fitted.metrics["bc/loss"] < 0.05
@@ -175,7 +177,7 @@ def test_a_batch_keeps_observations_labels_and_weights_together(
     policy = fresh_policy(env)
     rows, target, weight = imitation_targets(policy, many, mirror)
     known = {row.tobytes(): (q, w) for row, q, w in zip(known_by_hand(rows, 2), target, weight, strict=True)}
-    learner, seen = BC(policy, BCConfig(updates=30, mirror=mirror)), set()
+    learner, seen = BC(policy, BCConfig(updates=30, mirror=mirror, hidden_past=0.0)), set()
     loss = learner.loss
 
     def watched(obs: dict[str, Tensor], target: Tensor, weight: Tensor) -> Any:

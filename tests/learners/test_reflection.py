@@ -240,7 +240,8 @@ def test_the_label_of_a_mirrored_state_is_the_mirrored_label(
     label = np.random.default_rng(0).dirichlet(np.ones(7), size=len(branches)).astype(np.float32)
     plain = dict(zip(same_bytes(branches.obs), label, strict=True))
     reflected = dict(zip(same_bytes(mirror_obs(branches.obs)), label[:, LEFT_IS_RIGHT], strict=True))
-    learner, seen = Reflection(fresh_policy(env), dataclasses.replace(SMALL, mirror=mirror)), []
+    config = dataclasses.replace(SMALL, mirror=mirror, hidden_past=0.0)
+    learner, seen = Reflection(fresh_policy(env), config), []
     loss, (rows, target, weight) = learner.policy_loss, imitation_targets(learner.policy, demos, mirror)
     experts = dict(zip(same_bytes(rows), zip(target, weight, strict=True), strict=True))
 
