@@ -11,8 +11,8 @@ from headstart.learners import BCConfig, ReflectionConfig
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["mini_boss"],
     main_arms(
-        bc=BCConfig(),
-        bc_memory=0,
+        bc=BCConfig(updates=1500, learning_rate=3e-3, weight_decay=0.3, hidden_past=0.5),
+        bc_memory=4,
         reflect=ReflectionConfig(),
         reflect_memory=ENVIRONMENTS["mini_boss"].history,
     ),

@@ -446,7 +446,7 @@ def _versions(run: Run) -> dict[str, Any]:
 
 
 # Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
-_SECONDS_PER_UPDATE = {BCConfig: 0.004, IWMConfig: 0.008, ReflectionConfig: 0.012}
+_SECONDS_PER_UPDATE = {BCConfig: 0.014, IWMConfig: 0.012, ReflectionConfig: 0.012}  # with a memory of four frames
 _RL_STEPS_PER_SECOND = 2500
 
 

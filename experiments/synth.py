@@ -11,8 +11,8 @@ from headstart.learners import BCConfig, ReflectionConfig
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["synth"],
     main_arms(
-        bc=BCConfig(),
-        bc_memory=0,
+        bc=BCConfig(updates=1500, learning_rate=1e-3, weight_decay=0.1, hidden_past=0.0),
+        bc_memory=4,
         reflect=ReflectionConfig(),
         reflect_memory=ENVIRONMENTS["synth"].history,
     ),

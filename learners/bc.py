@@ -45,7 +45,7 @@ class BCConfig:
     label_smoothing: float = 0.1
     """Probability that is spread evenly over all actions in the target."""
     mirror: bool = True
-    """Learn from mirrored demonstrations too."""
+    """Learn from mirrored demonstrations too: turning left there is turning right here, as in all of MiniGrid."""
     hidden_past: float = 0.5
     """Share of samples whose past is hidden. Without memory there is none to hide."""
     hidden_actions: float = 0.0

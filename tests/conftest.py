@@ -1,4 +1,4 @@
-"""Before any test: one thread, as experiments have. More make small networks slower and sums come out in other orders."""
+"""Before any test: one thread, as experiments have. More are slower for small networks, and sum in another order."""
 
 import os
 

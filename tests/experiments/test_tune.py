@@ -139,7 +139,7 @@ def test_what_is_no_better_is_not_taken(monkeypatch: pytest.MonkeyPatch, results
     scored = run(monkeypatch, "settings", "tiny", score=lambda experiment, arm, seed: (0.5, 0.25))
     arms = [arm for _, arm, _ in scored]
     assert all(arm.memory == arms[0].memory for arm in arms[10:])
-    assert all(arm.learner.learning_rate == BCConfig().learning_rate for arm in arms[14:])
+    assert all(arm.learner.learning_rate == 1e-3 for arm in arms[14:])
 
 
 def test_budgets_around_the_registrys(monkeypatch: pytest.MonkeyPatch, results: Path, capsys: Any) -> None:
