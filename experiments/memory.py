@@ -11,8 +11,8 @@ from headstart.learners import BCConfig, ReflectionConfig
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["memory"],
     main_arms(
-        bc=BCConfig(),
-        bc_memory=0,
+        bc=BCConfig(updates=4000, learning_rate=3e-3, weight_decay=0.1, hidden_past=0.0, hidden_actions=0.5),
+        bc_memory=24,
         reflect=ReflectionConfig(),
         reflect_memory=ENVIRONMENTS["memory"].history,
     ),
