@@ -7,7 +7,7 @@ from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.pipeline import RL, Experiment, main_arms
 from headstart.learners import BCConfig, ReflectionConfig
 
-# bc is the best of results/door_key/tuning.csv; budget.csv beside it is why there are so many demonstrations.
+# bc is the best of results/door_key/tuning.csv.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["door_key"],
     main_arms(
