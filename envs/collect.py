@@ -7,13 +7,14 @@
 Legend: E episodes, N states, A actions, H steps of a future.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from headstart.envs import banks, engine, storage
+from headstart.envs import engine, storage
 from headstart.envs.banks import Levels, bank, import_seeds
 from headstart.envs.errors import DataError
 from headstart.envs.experts import expert_for
@@ -160,7 +161,7 @@ def save_demos(path: str | Path, demos: Demos) -> None:
         "env_id": demos.env_id,
         "horizon": demos.horizon,
         "dropped": demos.dropped,
-        "minigrid": banks.version("minigrid"),
+        "minigrid": version("minigrid"),
     }
     storage.save_arrays(path, arrays, kind=KIND, schema=SCHEMA, meta=meta)
 
@@ -168,7 +169,7 @@ def save_demos(path: str | Path, demos: Demos) -> None:
 def load_demos(path: str | Path, *, history: int = 4) -> Demos:
     """Read, play and check demonstrations. Raises DataError, naming the file, unless every state is as recorded."""
     arrays, meta = storage.load_arrays(path, kind=KIND, schema=SCHEMA)
-    installed = banks.version("minigrid")
+    installed = version("minigrid")
     if meta["minigrid"] != installed:
         raise DataError(
             f"{path}: recorded with minigrid {meta['minigrid']}, but {installed} is installed, whose levels may "

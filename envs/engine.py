@@ -824,7 +824,7 @@ def _check_rows(rows: Rows) -> None:
     if len(rows) and rows[0, VERSION] != ROW_VERSION:
         raise DataError(
             f"Rows of version {rows[0, VERSION]} cannot be used, this engine has version {ROW_VERSION}: "
-            "import the levels again (levels.import_level, levels.bank)."
+            "import the levels again (levels.import_level, banks.bank)."
         )
 
 

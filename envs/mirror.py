@@ -8,14 +8,9 @@ random, occlusion included (tests/envs/test_mirror.py steps levels beside their 
 mirrored in distribution: an obstacle moves to any of the nine cells around it, and no side is preferred.
 
 The view turns with the agent, so a world flipped north to south and one flipped east to west give the same mirrored
-cells and differ in the direction only. North to south is right here, for two reasons. Levels keep their own kind
-(KeyCorridor's locked rooms stay in the east, Memory's hallway still leads there): of the frames on expert paths,
-the share that also occurs on the paths of 300 other levels is, as it is / north to south / east to west:
-
-    BlockedUnlockPickup 0.53 / 0.47 / 0.03    KeyCorridorS3R3 0.32 / 0.30 / 0.18    MemoryS13Random 1.00 / 0.88 / 0.03
-    DoorKey-8x8         0.85 / 0.38 / 0.13    MultiRoom-N4-S5 0.62 / 0.59 / 0.53    Fetch-8x8-N3    0.07 / 0.07 / 0.07
-
-And east, direction 0, stays 0, so that the all-zero frames from before an episode's start are their own mirror image.
+cells and differ in the direction only. North to south is right here, for two reasons. Levels keep their own kind:
+KeyCorridor's locked rooms stay in the east, Memory's hallway still leads there. And east, direction 0, stays 0, so
+that the all-zero frames from before an episode's start are their own mirror image.
 
 What a learner gets is true, but not always something that the environment would ever show: DoorKey's goal is always
 in the south-east corner, and in its mirror image it is in the north-east.

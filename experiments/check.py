@@ -153,7 +153,7 @@ def _report_engine(env: gymnasium.Env) -> bool:
         _line("engine", f"no. {error}")
         return False
     rows = np.repeat(row[None], TIMED_ROWS, axis=0)
-    action = np.tile(np.arange(engine.N_ACTIONS), (TIMED_ROWS, 1))
+    action = np.tile(np.arange(engine.n_actions(rows)), (TIMED_ROWS, 1))
     engine.branch(rows, action)  # compiles, the first time
     start = time.perf_counter()
     engine.branch(rows, action)

@@ -25,11 +25,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from headstart.envs import bank, collect_demos, evaluate, make_vec_env
 from headstart.envs.transitions import Demos
+from headstart.experiments.budgets import BAND
 from headstart.experiments.doctor import available_cores
+from headstart.experiments.evidence import scaled
 from headstart.experiments.pipeline import Arm, Experiment
 from headstart.experiments.runlog import flat, write_rows
 from headstart.learners import BC, PPO, BCConfig
@@ -38,7 +41,6 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SEEDS = (1000, 1001, 1002)  # of the demonstrations; the search for settings uses the first two
 LEVELS = 500  # of the validation split
 BUDGETS = (8, 16, 32, 64, 128, 256, 512, 1024)
-BAND = (0.3, 0.7)  # where the scaled success of bc leaves room on both sides
 
 
 @functools.lru_cache(maxsize=16)
@@ -73,11 +75,15 @@ def score(experiment: Experiment, arm: Arm, seed: int) -> tuple[float, float]:
 
 
 class Trials:
-    """Fits of one experiment's arms in a pool of processes, all seeds of each; ``rows`` is what was found."""
+    """Fits of one experiment's arms in a pool of processes, all seeds of each.
+
+    ``rows`` is what was found: settings and mean success; ``by_seed`` the success behind each row, (seeds, 2).
+    """
 
     def __init__(self, experiment: Experiment, pool: ProcessPoolExecutor, seeds: Sequence[int], updates: int):
         self.experiment, self.pool, self.seeds, self.updates = experiment, pool, seeds, updates
         self.rows: list[dict[str, Any]] = []
+        self.by_seed: list[NDArray] = []
         for split, n in (("train", experiment.train_levels), ("validation", LEVELS)):
             bank(experiment.env_id, split, n)  # before processes ask for it at the same time
 
@@ -92,7 +98,8 @@ class Trials:
             results = np.array([future.result() for future in futures])  # (seeds, 2)
             sampled, greedy = results.mean(0).round(4).tolist()
             settings = {"demos": e.demos, "memory": arm.memory, **flat(vars(arm.learner))}
-            self.rows.append({**settings, "success_sampled": sampled, "success_greedy": greedy, "per_seed": results})
+            self.rows.append({**settings, "success_sampled": sampled, "success_greedy": greedy})
+            self.by_seed.append(results)
             shown = " ".join(f"{name}={value}" for name, value in settings.items())
             print(f"{shown}: {sampled:.3f} sampled, {greedy:.3f} greedy", flush=True)
             scores.append(max(sampled, greedy))
@@ -123,7 +130,7 @@ def settings(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
     pairs = [(1500, 0.1), (1500, 0.3), (4000, 0.1)]
     best, reached = step([around(updates=n, weight_decay=decay) for n, decay in pairs], reached)
     print(f"best: memory={best.memory} {best.learner}")
-    return "tuning.csv", [{k: v for k, v in row.items() if k != "per_seed"} for row in trials.rows]
+    return "tuning.csv", trials.rows
 
 
 def budget(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
@@ -132,11 +139,10 @@ def budget(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
     sizes = sorted({n for n in BUDGETS if experiment.demos / 2 <= n <= 2 * experiment.demos} | {experiment.demos})
     arms = [experiment.arms["bc"]] * len(sizes)
     found = trials(arms, [replace(experiment, demos=n) for n in sizes])
-    room = experiment.expert_success - experiment.random_success
     for n, success in zip(sizes, found, strict=True):
-        scaled = (success - experiment.random_success) / room
-        inside = "inside" if BAND[0] <= scaled <= BAND[1] else "outside"
-        print(f"{n:5} demonstrations: scaled {scaled:.2f}, {inside} {BAND[0]} to {BAND[1]}")
+        at = scaled(success, experiment.random_success, experiment.expert_success)
+        inside = "inside" if BAND[0] <= at <= BAND[1] else "outside"
+        print(f"{n:5} demonstrations: scaled {at:.2f}, {inside} {BAND[0]} to {BAND[1]}")
     rows = [
         {
             "demos": row["demos"],
@@ -147,8 +153,8 @@ def budget(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
             "expert_success": experiment.expert_success,
             "chosen": int(row["demos"] == experiment.demos),
         }
-        for row in trials.rows
-        for seed, (sampled, greedy) in zip(SEEDS, row["per_seed"], strict=True)
+        for row, by_seed in zip(trials.rows, trials.by_seed, strict=True)
+        for seed, (sampled, greedy) in zip(SEEDS, by_seed, strict=True)
     ]
     return "budget.csv", rows
 
@@ -165,7 +171,7 @@ def history(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
         for counter in (counters if memory else counters[:1])
     ]
     trials(arms)
-    return "history.csv", [{k: v for k, v in row.items() if k != "per_seed"} for row in trials.rows]
+    return "history.csv", trials.rows
 
 
 JOBS = {"settings": (settings, 2), "budget": (budget, 3), "history": (history, 3)}  # and the number of draws
