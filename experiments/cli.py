@@ -81,7 +81,7 @@ class Run:
         self._check()
         experiment = _experiment(self.env)  # imports torch: what is plainly wrong has been refused before
 
-        from headstart.experiments import pipeline
+        from headstart.experiments import pipeline, pool
         from headstart.experiments.doctor import available_cores, check_writable
 
         experiment = self._changed(experiment)
@@ -98,7 +98,7 @@ class Run:
             print("", *text, "dry run: nothing was run, nothing was written", sep="\n")
             return 0
         print(*text, sep="\n", flush=True)
-        pipeline.run_all(experiment, seeds, self.out, device=device, processes=processes, fresh=self.fresh)
+        pool.run_all(experiment, seeds, self.out, device=device, processes=processes, fresh=self.fresh)
 
         from headstart.experiments.report import write_report
 

@@ -16,24 +16,18 @@ seed; its artefact carries a key made of these, and the same command again skips
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import platform
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
-from tqdm import tqdm
 
 from headstart.envs import storage
 from headstart.envs.banks import bank
@@ -43,29 +37,15 @@ from headstart.envs.instructions import ALTERATIONS, has_instructions
 from headstart.envs.registry import Environment
 from headstart.envs.simulator import GridStates
 from headstart.envs.transitions import Demos
-from headstart.envs.vector import HeadstartVecEnv
+from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy
 from headstart.experiments.runlog import RunLog, flat, write_rows
 from headstart.learners import LEARNERS, PPO, BCConfig, IWMConfig, ReflectionConfig
-from headstart.models import HeadstartPolicy
 
 SCHEMA = 1
 LearnerConfig = BCConfig | IWMConfig | ReflectionConfig
 
 
 # ---- what an experiment is ----
-@dataclass(frozen=True)
-class RL:
-    """Fine-tuning with PPO. ``settings`` go to learners.PPO as they are."""
-
-    steps: int = 150_000
-    """Environment steps."""
-    n_envs: int = 64
-    """Episodes in lockstep."""
-    eval_every: int = 10_000
-    """Steps between two points of the curve."""
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Arm:
     learner: LearnerConfig | None
@@ -172,7 +152,15 @@ def run_arm(run: Run) -> dict[str, Any]:
     with storage.lock(directory):
         _keep_config(run)
         arm = experiment.arms[run.arm]
-        model = _model(run)
+        model = new_model(
+            bank(experiment.env_id, "train", experiment.train_levels),
+            experiment.rl,
+            memory=arm.memory,
+            history=experiment.history,
+            horizon=experiment.horizon,
+            seed=run.seed,
+            device=run.device,
+        )
         cost = {"updates": 0, "env_steps": 0, "expert_steps": 0}
         if arm.learner is not None:
             cost = warm_start(run, model)
@@ -180,7 +168,18 @@ def run_arm(run: Run) -> dict[str, Any]:
         _describe(run, scores, cost["env_steps"])
         summary = {"env": experiment.name, "arm": run.arm, "seed": run.seed, **scores, **cost, "rl_steps": 0}
         if arm.rl or storage.exists(directory / "policy.safetensors"):  # --no-rl does not undo what was done
-            curve = fine_tune(run, model, cost["env_steps"])
+            before, during = seconds(experiment, run.arm)
+            curve = fine_tune(
+                model,
+                experiment.rl,
+                directory,
+                validation=bank(experiment.env_id, "validation", experiment.validation_levels),
+                horizon=experiment.horizon,
+                history=experiment.history,
+                seed=run.seed,
+                spent=cost["env_steps"],
+                progress=lambda share: run.progress((before + during * share) / (before + during)),
+            )
             after = evaluate_policy(run, model, "evaluation_after_rl.json")
             summary |= {f"rl_{name}": after[name] for name in after if name.startswith(("success", "ood"))}
             summary |= {**curve, "env_steps": cost["env_steps"] + curve["rl_steps"]}
@@ -224,14 +223,14 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
         cost = storage.load_json(cost_path, kind="fit", schema=SCHEMA)
         if cost.pop("demos") != key:
             raise DataError(f"{weights}: was fitted to other demonstrations than {run.demos_path}. Use --fresh.")
-        _load_policy(model, weights)
+        load_policy(model, weights)
         return cost
     log = RunLog(run.directory, "warm_start")
     total = learner_config.total_updates
 
     def report(update: int, metrics: dict[str, float]) -> None:
         log(update, {name if name.startswith("reflect/") else f"pretrain/{name}": v for name, v in metrics.items()})
-        run.progress(update / total * _seconds(run.experiment, run.arm)[0] / sum(_seconds(run.experiment, run.arm)))
+        run.progress(update / total * seconds(run.experiment, run.arm)[0] / sum(seconds(run.experiment, run.arm)))
 
     horizon = run.experiment.branch_horizon if isinstance(learner_config, IWMConfig) else 1  # a judge reads one step
     branches = branch(demos, horizon=horizon, rng=np.random.default_rng([run.seed, 0xB2]))
@@ -241,7 +240,7 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
     cost = {"updates": fitted.updates, "env_steps": fitted.env_steps + looked, "expert_steps": len(demos)}
     log.close()
     write_rows(run.directory / "metrics.csv", log.rows, kind="metrics")
-    _save_policy(model, weights)
+    save_policy(model, weights)
     storage.save_json(cost_path, {**cost, "demos": key}, kind="fit", schema=SCHEMA)
     return cost
 
@@ -304,70 +303,6 @@ def evaluate_policy(run: Run, model: PPO, name: str) -> dict[str, Any]:
     return scores
 
 
-def fine_tune(run: Run, model: PPO, spent: int) -> dict[str, Any]:
-    """PPO from the policy as it is; the curve starts at the environment steps ``spent`` before RL."""
-    weights, curve_path = run.directory / "policy.safetensors", run.directory / "curve.json"
-    if storage.exists(weights) and storage.exists(curve_path):
-        _load_policy(model, weights)
-        return _curve_facts(storage.load_json(curve_path, kind="curve", schema=SCHEMA))
-    rl = run.experiment.rl
-    log = RunLog(run.directory, "rl", offset=spent)
-    levels = bank(run.experiment.env_id, "validation", run.experiment.validation_levels)
-    points: list[dict[str, Any]] = []
-
-    def measure(rl_steps: int) -> None:
-        success = float(
-            evaluate(
-                levels,
-                model.policy.actor(),
-                history=run.experiment.history,
-                horizon=run.experiment.horizon,
-                rng=np.random.default_rng([run.seed, 0xE7A1]),
-            )[0].mean()
-        )
-        started = rl_steps == 0 or model.warm_start_policy is None or model.actor_started_at is not None
-        points.append(
-            {"env_steps": spent + rl_steps, "rl_steps": rl_steps, "success": success, "actor_has_moved": started}
-        )
-        log(spent + rl_steps, {"eval/success_rate": success})
-        before, during = _seconds(run.experiment, run.arm)
-        run.progress((before + during * min(1.0, rl_steps / rl.steps)) / (before + during))
-
-    class Curve(BaseCallback):
-        """A point of the curve every ``eval_every`` steps, always between two updates."""
-
-        due = 0
-
-        def _on_rollout_start(self) -> None:
-            if self.num_timesteps >= self.due:
-                measure(self.num_timesteps)
-                self.due += rl.eval_every
-
-        def _on_step(self) -> bool:
-            return True
-
-    model.set_logger(log.logger())
-    model.set_random_seed(run.seed)  # the fit has drawn random numbers too, unless it was done by an earlier run
-    model.learn(rl.steps, callback=Curve())
-    measure(model.num_timesteps)
-    log.close()
-    write_rows(run.directory / "rl.csv", log.rows, kind="metrics")
-    storage.save_json(curve_path, points, kind="curve", schema=SCHEMA)
-    _save_policy(model, weights)
-    return _curve_facts(points)
-
-
-def _curve_facts(points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where the curve starts and ends, and its minimum after the actor has begun to move (None if it never has)."""
-    moved = [point["success"] for point in points[1:] if point["actor_has_moved"]]
-    return {
-        "rl_steps": points[-1]["rl_steps"],
-        "rl_start": points[0]["success"],
-        "rl_minimum": min(moved, default=None),
-        "rl_end": points[-1]["success"],
-    }
-
-
 def _describe(run: Run, scores: dict[str, Any], spent: int) -> None:
     """Configuration and test success of the warm start, for TensorBoard."""
     log = RunLog(run.directory, "evaluation")
@@ -378,34 +313,6 @@ def _describe(run: Run, scores: dict[str, Any], spent: int) -> None:
 
 
 # ---- the parts of a stage ----
-def _model(run: Run) -> PPO:
-    experiment, arm = run.experiment, run.experiment.arms[run.arm]
-    levels = bank(experiment.env_id, "train", experiment.train_levels)
-    env = HeadstartVecEnv(
-        levels, experiment.rl.n_envs, seed=run.seed, history=experiment.history, horizon=experiment.horizon
-    )
-    extractor = {"memory": arm.memory}
-    return PPO(
-        HeadstartPolicy,
-        env,
-        seed=run.seed,
-        device=run.device,
-        policy_kwargs={"features_extractor_kwargs": extractor},
-        **experiment.rl.settings,
-    )
-
-
-def _save_policy(model: PPO, path: Path) -> None:
-    meta = {"warm_start": model.policy.warm_start}
-    storage.save_weights(path, model.policy.weights(), kind="policy", schema=SCHEMA, meta=meta)
-
-
-def _load_policy(model: PPO, path: Path) -> None:
-    weights, meta = storage.load_weights(path, kind="policy", schema=SCHEMA)
-    model.policy.load_weights(weights)
-    model.policy.warm_start = meta["warm_start"]
-
-
 def _keep_config(run: Run) -> None:
     """Write the configuration, or compare it with the one that this directory was begun with."""
     path, config = run.directory / "config.json", json.loads(json.dumps(run.config))
@@ -450,7 +357,7 @@ _SECONDS_PER_UPDATE = {BCConfig: 0.014, IWMConfig: 0.012, ReflectionConfig: 0.01
 _RL_STEPS_PER_SECOND = 2500
 
 
-def _seconds(experiment: Experiment, name: str) -> tuple[float, float]:
+def seconds(experiment: Experiment, name: str) -> tuple[float, float]:
     """Estimated seconds of an arm's fit and test, and of its PPO."""
     arm = experiment.arms[name]
     per_update = _SECONDS_PER_UPDATE.get(type(arm.learner), 0.0)  # type: ignore[arg-type]
@@ -458,7 +365,6 @@ def _seconds(experiment: Experiment, name: str) -> tuple[float, float]:
     return fit + 3.0, experiment.rl.steps / _RL_STEPS_PER_SECOND if arm.rl else 0.0
 
 
-# ---- all arms ----
 def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
     """What a run will do and how long it may take, in words."""
     lines = [
@@ -469,115 +375,8 @@ def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
     for name, arm in experiment.arms.items():
         fit = f"{arm.learner.total_updates:,} updates without reward" if arm.learner else "no warm start"
         lines.append(f"  {name:10} {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
-    seconds = [sum(_seconds(experiment, name)) for name in experiment.arms] * len(seeds)
-    minutes = max(1, round(max(sum(seconds) / processes, *seconds) / 60))
-    megabytes = 3 * len(seconds)
+    times = [sum(seconds(experiment, name)) for name in experiment.arms] * len(seeds)
+    minutes = max(1, round(max(sum(times) / processes, *times) / 60))
+    megabytes = 3 * len(times)
     lines.append(f"about {minutes} minute{'s' if minutes > 1 else ''} in {processes} processes, about {megabytes} MB")
     return "\n".join(lines)
-
-
-def run_all(
-    experiment: Experiment, seeds: tuple[int, ...], out: Path, *, device: str, processes: int, fresh: bool = False
-) -> list[dict[str, Any]]:
-    """Run every arm and seed in a pool of processes; returns their summaries.
-
-    A run that fails does not stop the others; its error is raised when they have finished.
-    """
-    runs = [Run(experiment, name, seed, out, device) for seed in seeds for name in experiment.arms]
-    if fresh:
-        for run in runs:
-            _empty(run.directory)
-        for seed in seeds:
-            _empty(Run(experiment, "bc", seed, out).demos_path.parent)
-    # Once, before the processes start, what they all read: levels and demonstrations.
-    for split in ("train", "validation", "test"):
-        bank(experiment.env_id, split, getattr(experiment, f"{split}_levels"))
-    for variant in experiment.ood:
-        bank(variant, "test", experiment.test_levels)
-    for seed in seeds:
-        demo_run = Run(experiment, next(iter(experiment.arms)), seed, out)
-        with storage.lock(demo_run.demos_path.parent):
-            demonstrate(demo_run)
-    return _in_processes(runs, processes)
-
-
-def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:
-    weight = {run.directory: sum(_seconds(run.experiment, run.arm)) for run in runs}
-    done = dict.fromkeys(weight, 0.0)
-    # the longest first, so that none of the processes ends up alone with a long one
-    runs_by_length = sorted(runs, key=lambda run: -weight[run.directory])
-    context = multiprocessing.get_context("spawn")
-    # Workers inherit the mask: a Ctrl-C while they import torch is the parent's business too.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    reports = context.Manager().Queue()
-    summaries: dict[Path, dict[str, Any]] = {}
-    failures: list[BaseException] = []
-    bar = tqdm(
-        total=sum(weight.values()), bar_format="{percentage:3.0f}% |{bar}| {elapsed} of about {postfix}", disable=None
-    )
-    started = time.monotonic()
-    with ProcessPoolExecutor(min(processes, len(runs)), context, initializer=_worker, initargs=(reports,)) as pool:
-        waiting = {pool.submit(_run_in_worker, run): run for run in runs_by_length}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        try:
-            while waiting:
-                while not reports.empty():
-                    directory, share = reports.get()
-                    done[directory] = share
-                for future in [future for future in waiting if future.done()]:
-                    run = waiting.pop(future)
-                    done[run.directory] = 1.0
-                    error = future.exception()
-                    if error is None:
-                        summaries[run.directory] = future.result()
-                        tqdm.write(_line(summaries[run.directory], time.monotonic() - started))
-                    else:
-                        failures.append(error)
-                        tqdm.write(f"{run.arm}, seed {run.seed}: failed: {error}")
-                bar.n = sum(weight[d] * share for d, share in done.items())
-                share = bar.n / bar.total
-                left = (time.monotonic() - started) * (1 / share - 1) if share > 0.02 else bar.total / processes
-                bar.set_postfix_str(tqdm.format_interval(time.monotonic() - started + left), refresh=True)
-                time.sleep(0.2)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
-        finally:
-            bar.close()
-    if failures:
-        raise failures[0]
-    return [summaries[run.directory] for run in runs]
-
-
-def _line(summary: dict[str, Any], seconds: float) -> str:
-    text = (
-        f"[{tqdm.format_interval(seconds)}] {summary['arm']}, seed {summary['seed']}: "
-        f"success {summary['success_sampled']:.1%} sampled, {summary['success_greedy']:.1%} greedy"
-    )
-    if summary["rl_steps"]:
-        text += f"; after {summary['rl_steps']:,} steps of PPO {summary['rl_success_sampled']:.1%}"
-    return text
-
-
-def _worker(reports: Any) -> None:
-    """In each process of the pool: one thread, no bars of its own, Ctrl-C is the parent's business."""
-    global _reports
-    _reports = reports
-    os.environ["TQDM_DISABLE"] = "1"
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _run_in_worker(run: Run) -> dict[str, Any]:
-    return run_arm(dataclasses.replace(run, progress=lambda share: _reports.put((run.directory, share))))
-
-
-def _empty(directory: Path) -> None:
-    """Delete what an earlier run has left; somebody who is writing there is not disturbed."""
-    if directory.is_dir():
-        with storage.lock(directory):
-            for path in directory.iterdir():
-                if path.is_file() and path.name != storage.LOCK:
-                    path.unlink()

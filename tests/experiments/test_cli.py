@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from headstart.envs import storage
 from headstart.envs.errors import Busy, DataError, Diverged, EnvironmentFailed, HeadstartError
 from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES
-from headstart.experiments import check, cli, doctor, door_key, pipeline
+from headstart.experiments import check, cli, doctor, door_key, pipeline, pool
 
 HEADSTART = Path(sys.executable).parent / "headstart"
 EXPERIMENTS = Path(cli.__file__).parent
@@ -58,7 +58,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def write_report(directory: Path) -> SimpleNamespace:
         return SimpleNamespace(text="THE TABLE\n", table=directory / "table.md", picture=directory / "curves.png")
 
-    monkeypatch.setattr(pipeline, "run_all", run_all)
+    monkeypatch.setattr(pool, "run_all", run_all)
     monkeypatch.setitem(sys.modules, "headstart.experiments.report", SimpleNamespace(write_report=write_report))
     return calls
 
@@ -67,7 +67,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def run_all(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "run_all", run_all)
+    monkeypatch.setattr(pool, "run_all", run_all)
 
 
 # ---- help ----
@@ -427,16 +427,16 @@ def test_a_broken_pipe_inside_is_no_reader_gone(here: Path, monkeypatch: pytest.
 # ---- being stopped ----
 WORKERS = """
 import os, sys, time
-from headstart.experiments import pipeline
+from headstart.experiments import pool
 
 def run_arm(run):  # at module level: also in the processes that multiprocessing spawns
     run.directory.mkdir(parents=True)
     (run.directory / "pid").write_text(str(os.getpid()))
     time.sleep(60)
 
-pipeline.run_arm = run_arm
-pipeline.bank = lambda *arguments: None
-pipeline.demonstrate = lambda run: None
+pool.run_arm = run_arm
+pool.bank = lambda *arguments: None
+pool.demonstrate = lambda run: None
 
 if __name__ == "__main__":
     from headstart.experiments.cli import run_script

@@ -18,8 +18,9 @@ from headstart.envs.levels import level_hash
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.envs.simulator import GridStates, Simulator
 from headstart.envs.vector import HeadstartVecEnv
-from headstart.experiments import pipeline
-from headstart.experiments.pipeline import RL, Arm, Experiment, Run, run_all, run_arm
+from headstart.experiments import finetune, pipeline, pool
+from headstart.experiments.pipeline import RL, Arm, Experiment, Run, run_arm
+from headstart.experiments.pool import run_all
 from headstart.experiments.runlog import read_rows
 from headstart.learners import PPO, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig
 
@@ -190,8 +191,9 @@ def test_no_level_is_in_two_roles(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         roles["trained"] |= set(level_hash(levels.rows).tolist())
         return HeadstartVecEnv(levels, *arguments, **options)
 
-    monkeypatch.setattr(pipeline, "evaluate", evaluated)
-    monkeypatch.setattr(pipeline, "HeadstartVecEnv", drawn)
+    for stage in (pipeline, finetune):
+        monkeypatch.setattr(stage, "evaluate", evaluated)
+    monkeypatch.setattr(finetune, "HeadstartVecEnv", drawn)
     run(tmp_path, "reflect")
     demos = collect.load_demos(Run(TINY, "reflect", 0, tmp_path).demos_path, history=TINY.history)
     roles["trained"] |= set(level_hash(import_seeds(TINY.env_id, demos.seed.tolist()).rows).tolist())
@@ -325,7 +327,7 @@ def test_another_seed_other_bytes(finished: Path, tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_repeated(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(finished)
-    for owner, name in ((pipeline, "collect_demos"), (pipeline, "evaluate"), (PPO, "learn")):
+    for owner, name in ((pipeline, "collect_demos"), (pipeline, "evaluate"), (finetune, "evaluate"), (PPO, "learn")):
         monkeypatch.setattr(owner, name, never)
     monkeypatch.setattr(pipeline, "LEARNERS", {})
     for arm in TINY.arms:
@@ -543,7 +545,7 @@ def test_processes_make_no_difference(finished: Path, tmp_path: Path) -> None:
 
 def test_fresh_starts_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(pipeline, "_in_processes", lambda runs, processes: ran.extend(r.arm for r in runs))
+    monkeypatch.setattr(pool, "_in_processes", lambda runs, processes: ran.extend(r.arm for r in runs))
     run(tmp_path, "bc")
     other = changed(horizon=30)
     with pytest.raises(DataError, match="--fresh"):

@@ -1,0 +1,130 @@
+"""Reinforcement learning after the warm start: the model of an arm, its fine-tuning, and what the curve says.
+
+A stage of pipeline.py that knows nothing of arms: it is handed a model, levels and a directory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from headstart.envs import storage
+from headstart.envs.banks import Levels
+from headstart.envs.collect import evaluate
+from headstart.envs.vector import HeadstartVecEnv
+from headstart.experiments.runlog import RunLog, write_rows
+from headstart.learners import PPO
+from headstart.models import HeadstartPolicy
+
+__all__ = ["RL", "curve_facts", "fine_tune", "load_policy", "new_model", "save_policy"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RL:
+    """Fine-tuning with PPO. ``settings`` go to learners.PPO as they are."""
+
+    steps: int = 150_000
+    """Environment steps."""
+    n_envs: int = 64
+    """Episodes in lockstep."""
+    eval_every: int = 10_000
+    """Steps between two points of the curve."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def new_model(
+    levels: Levels, rl: RL, *, memory: int, history: int, horizon: int, seed: int, device: str = "cpu"
+) -> PPO:
+    """A policy that nobody has trained, in the environment that it is going to be fine-tuned in."""
+    env = HeadstartVecEnv(levels, rl.n_envs, seed=seed, history=history, horizon=horizon)
+    extractor = {"memory": memory}
+    return PPO(
+        HeadstartPolicy,
+        env,
+        seed=seed,
+        device=device,
+        policy_kwargs={"features_extractor_kwargs": extractor},
+        **rl.settings,
+    )
+
+
+def save_policy(model: PPO, path: Path) -> None:
+    meta = {"warm_start": model.policy.warm_start}
+    storage.save_weights(path, model.policy.weights(), kind="policy", schema=SCHEMA, meta=meta)
+
+
+def load_policy(model: PPO, path: Path) -> None:
+    weights, meta = storage.load_weights(path, kind="policy", schema=SCHEMA)
+    model.policy.load_weights(weights)
+    model.policy.warm_start = meta["warm_start"]
+
+
+def fine_tune(
+    model: PPO,
+    rl: RL,
+    directory: Path,
+    *,
+    validation: Levels,
+    horizon: int,
+    history: int,
+    seed: int,
+    spent: int,
+    progress: Callable[[float], None],
+) -> dict[str, Any]:
+    """PPO from the policy as it is; the curve, on ``validation`` levels, starts at the steps ``spent`` before RL."""
+    weights, curve_path = directory / "policy.safetensors", directory / "curve.json"
+    if storage.exists(weights) and storage.exists(curve_path):
+        load_policy(model, weights)
+        return curve_facts(storage.load_json(curve_path, kind="curve", schema=SCHEMA))
+    log = RunLog(directory, "rl", offset=spent)
+    points: list[dict[str, Any]] = []
+
+    def measure(rl_steps: int) -> None:
+        rng = np.random.default_rng([seed, 0xE7A1])
+        success, _ = evaluate(validation, model.policy.actor(), history=history, horizon=horizon, rng=rng)
+        rate = float(success.mean())
+        started = rl_steps == 0 or model.warm_start_policy is None or model.actor_started_at is not None
+        points.append(
+            {"env_steps": spent + rl_steps, "rl_steps": rl_steps, "success": rate, "actor_has_moved": started}
+        )
+        log(spent + rl_steps, {"eval/success_rate": rate})
+        progress(min(1.0, rl_steps / rl.steps))
+
+    class Curve(BaseCallback):
+        """A point of the curve every ``eval_every`` steps, always between two updates."""
+
+        due = 0
+
+        def _on_rollout_start(self) -> None:
+            if self.num_timesteps >= self.due:
+                measure(self.num_timesteps)
+                self.due += rl.eval_every
+
+        def _on_step(self) -> bool:
+            return True
+
+    model.set_logger(log.logger())
+    model.set_random_seed(seed)  # the fit has drawn random numbers too, unless it was done by an earlier run
+    model.learn(rl.steps, callback=Curve())
+    measure(model.num_timesteps)
+    log.close()
+    write_rows(directory / "rl.csv", log.rows, kind="metrics")
+    storage.save_json(curve_path, points, kind="curve", schema=SCHEMA)
+    save_policy(model, weights)
+    return curve_facts(points)
+
+
+def curve_facts(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the curve starts and ends, and its minimum after the actor has begun to move (None if it never has)."""
+    moved = [point["success"] for point in points[1:] if point["actor_has_moved"]]
+    return {
+        "rl_steps": points[-1]["rl_steps"],
+        "rl_start": points[0]["success"],
+        "rl_minimum": min(moved, default=None),
+        "rl_end": points[-1]["success"],
+    }

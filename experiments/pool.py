@@ -1,0 +1,126 @@
+"""All arms and seeds of an experiment in a pool of processes, with one bar for all of them."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from headstart.envs import storage
+from headstart.envs.banks import bank
+from headstart.experiments.pipeline import Experiment, Run, demonstrate, run_arm, seconds
+
+__all__ = ["run_all"]
+
+
+def run_all(
+    experiment: Experiment, seeds: tuple[int, ...], out: Path, *, device: str, processes: int, fresh: bool = False
+) -> list[dict[str, Any]]:
+    """Run every arm and seed in a pool of processes; returns their summaries.
+
+    A run that fails does not stop the others; its error is raised when they have finished.
+    """
+    runs = [Run(experiment, name, seed, out, device) for seed in seeds for name in experiment.arms]
+    if fresh:
+        for run in runs:
+            _empty(run.directory)
+        for seed in seeds:
+            _empty(Run(experiment, "bc", seed, out).demos_path.parent)
+    # Once, before the processes start, what they all read: levels and demonstrations.
+    for split in ("train", "validation", "test"):
+        bank(experiment.env_id, split, getattr(experiment, f"{split}_levels"))
+    for variant in experiment.ood:
+        bank(variant, "test", experiment.test_levels)
+    for seed in seeds:
+        demo_run = Run(experiment, next(iter(experiment.arms)), seed, out)
+        with storage.lock(demo_run.demos_path.parent):
+            demonstrate(demo_run)
+    return _in_processes(runs, processes)
+
+
+def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:
+    weight = {run.directory: sum(seconds(run.experiment, run.arm)) for run in runs}
+    done = dict.fromkeys(weight, 0.0)
+    # the longest first, so that none of the processes ends up alone with a long one
+    runs_by_length = sorted(runs, key=lambda run: -weight[run.directory])
+    context = multiprocessing.get_context("spawn")
+    # Workers inherit the mask: a Ctrl-C while they import torch is the parent's business too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    reports = context.Manager().Queue()
+    summaries: dict[Path, dict[str, Any]] = {}
+    failures: list[BaseException] = []
+    bar = tqdm(
+        total=sum(weight.values()), bar_format="{percentage:3.0f}% |{bar}| {elapsed} of about {postfix}", disable=None
+    )
+    started = time.monotonic()
+    with ProcessPoolExecutor(min(processes, len(runs)), context, initializer=_worker, initargs=(reports,)) as pool:
+        waiting = {pool.submit(_run_in_worker, run): run for run in runs_by_length}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            while waiting:
+                while not reports.empty():
+                    directory, share = reports.get()
+                    done[directory] = share
+                for future in [future for future in waiting if future.done()]:
+                    run = waiting.pop(future)
+                    done[run.directory] = 1.0
+                    error = future.exception()
+                    if error is None:
+                        summaries[run.directory] = future.result()
+                        tqdm.write(_line(summaries[run.directory], time.monotonic() - started))
+                    else:
+                        failures.append(error)
+                        tqdm.write(f"{run.arm}, seed {run.seed}: failed: {error}")
+                bar.n = sum(weight[d] * share for d, share in done.items())
+                share = bar.n / bar.total
+                left = (time.monotonic() - started) * (1 / share - 1) if share > 0.02 else bar.total / processes
+                bar.set_postfix_str(tqdm.format_interval(time.monotonic() - started + left), refresh=True)
+                time.sleep(0.2)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+        finally:
+            bar.close()
+    if failures:
+        raise failures[0]
+    return [summaries[run.directory] for run in runs]
+
+
+def _line(summary: dict[str, Any], elapsed: float) -> str:
+    text = (
+        f"[{tqdm.format_interval(elapsed)}] {summary['arm']}, seed {summary['seed']}: "
+        f"success {summary['success_sampled']:.1%} sampled, {summary['success_greedy']:.1%} greedy"
+    )
+    if summary["rl_steps"]:
+        text += f"; after {summary['rl_steps']:,} steps of PPO {summary['rl_success_sampled']:.1%}"
+    return text
+
+
+def _worker(reports: Any) -> None:
+    """In each process of the pool: one thread, no bars of its own, Ctrl-C is the parent's business."""
+    global _reports
+    _reports = reports
+    os.environ["TQDM_DISABLE"] = "1"
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run_in_worker(run: Run) -> dict[str, Any]:
+    return run_arm(dataclasses.replace(run, progress=lambda share: _reports.put((run.directory, share))))
+
+
+def _empty(directory: Path) -> None:
+    """Delete what an earlier run has left; somebody who is writing there is not disturbed."""
+    if directory.is_dir():
+        with storage.lock(directory):
+            for path in directory.iterdir():
+                if path.is_file() and path.name != storage.LOCK:
+                    path.unlink()
