@@ -252,23 +252,28 @@ def _start_memory_planner(env: MiniGridEnv, guard: Guard) -> Advise:
     """Look at the cue, then at an end of the hallway, then go to the end that matches.
 
     It knows what is the same in every level: the cue lies at (1, middle - 1), the hallway runs east along the
-    middle row, and the two objects at its end differ. What they are it knows only once they were in view.
+    middle row, and the two objects at its end differ. What they are it knows only once they were in view. Where an
+    agent has strayed from the middle row, it goes back there first: all else may be behind a wall.
     """
     middle = env.height // 2
     cue = (1, middle - 1)
     remembered: dict[Cell, str] = {}
 
+    def towards(target: Cell) -> int:
+        x, y = env.agent_pos
+        return _action_towards(env, target if x == target[0] or y == middle else (x, middle))
+
     def advise(last_action: int | None) -> int:
         remembered.update(_in_view(env, ("key", "ball")))
         end = next((cell for cell in remembered if cell != cue), None)
         if cue not in remembered:
-            return _action_towards(env, (1, middle))
+            return towards((1, middle))
         if end is None:
-            return _action_towards(env, (env.agent_pos[0] + 1, middle))
+            return towards((env.agent_pos[0] + 1, middle))
         side = 1 if end[1] > middle else -1
         if remembered[end] != remembered[cue]:
             side = -side
-        return _action_towards(env, (end[0], middle + side))
+        return towards((end[0], middle + side))
 
     return advise
 

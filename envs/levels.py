@@ -46,7 +46,7 @@ from headstart.envs import engine, variants  # noqa: F401  variants: registers o
 from headstart.envs.engine import Rows, state_hash
 from headstart.envs.errors import DataError, EnvironmentFailed, UsageError
 
-__all__ = ["EndlessReset", "export_level", "import_level", "level_hash", "reset_level"]
+__all__ = ["EndlessReset", "export_level", "import_level", "level_hash", "number_objects", "reset_level"]
 
 MAX_DRAWS = 300_000  # random numbers for one level; minigrid's largest levels take a few thousand
 
@@ -297,6 +297,15 @@ def _number_objects(env: gymnasium.Env, rule: int) -> dict[int, WorldObj]:
     numbered = {cast(int, getattr(thing, NUMBER)): thing for thing in things if hasattr(thing, NUMBER)}
     free = (number for number in itertools.count(1) if number not in numbered)
     return numbered | {next(free): thing for thing in things if not hasattr(thing, NUMBER)}
+
+
+def number_objects(env: gymnasium.Env) -> None:
+    """Number the objects right after `reset`, so that rows imported later in the episode number them in the same way.
+
+    Without this they are numbered from wherever they lie at the time.
+    """
+    for number, thing in _number_objects(env, _rule_of(env)).items():
+        setattr(thing, NUMBER, number)
 
 
 def _spare_slots(u: Any) -> int:

@@ -68,10 +68,21 @@ class States(Protocol):
 
 
 class GridStates:
-    """MiniGrid and BabyAI states as rows of the engine: a copy of a state is a copy of its bytes."""
+    """MiniGrid and BabyAI states as rows of the engine: a copy of a state is a copy of its bytes.
 
-    def __init__(self, rows: NDArray[np.uint8], mission: NDArray[np.uint8]):
-        self.rows, self._mission = rows, mission
+    ``env_id`` and ``seed`` (N,) say which `reset(seed)` made each level, for an expert that is asked about it
+    (advice.py): "" and -1 where that is not known.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[np.uint8],
+        mission: NDArray[np.uint8],
+        env_id: str = "",
+        seed: NDArray[np.int64] | None = None,
+    ):
+        self.rows, self._mission, self.env_id = rows, mission, env_id
+        self.seed = np.full(len(rows), -1) if seed is None else seed
 
     @property
     def n_actions(self) -> int:
@@ -83,13 +94,14 @@ class GridStates:
         length = missions.mission_length(levels.env_id)
         words, which = np.unique(levels.mission, return_inverse=True)
         tokens = np.stack([missions.encode(str(mission), length) for mission in words])
-        return cls(np.array(levels.rows, order="C"), tokens[which])  # a copy: stepping must not change the levels
+        rows, seed = np.array(levels.rows, order="C"), levels.seed.copy()  # stepping must not change the levels
+        return cls(rows, tokens[which], levels.env_id, seed)
 
     def take(self, index: NDArray[np.int64]) -> "GridStates":
-        return GridStates(self.rows[index], self._mission[index])
+        return GridStates(self.rows[index], self._mission[index], self.env_id, self.seed[index])
 
     def put(self, index: NDArray[np.int64], states: "GridStates") -> None:
-        self.rows[index], self._mission[index] = states.rows, states._mission
+        self.rows[index], self._mission[index], self.seed[index] = states.rows, states._mission, states.seed
 
     def step(self, at: NDArray[np.int64], action: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         if len(at) == len(self.rows):
@@ -125,7 +137,7 @@ class Simulator:
     showed had been seen before in this episode.
     """
 
-    REMEMBERED = ("_frames", "_actions", "_mission", "_seen", "t", "terminated", "truncated", "revisit")
+    REMEMBERED = ("_frames", "_actions", "_mission", "_seen", "_taken", "t", "terminated", "truncated", "revisit")
 
     def __init__(self, states: States, *, history: int, horizon: int):
         self.states, self.history, self.horizon, self.n_actions = states, history, horizon, states.n_actions
@@ -137,6 +149,7 @@ class Simulator:
         self._mission = states.mission()
         self._seen = np.zeros((n, horizon + 1), np.uint64)  # hash of the frame at every step so far
         self._seen[:, 0] = engine.frame_hash(frame)
+        self._taken = np.zeros((n, horizon), np.uint8)  # every action so far
         self.t = np.zeros(n, np.int64)
         self.terminated, self.truncated, self.revisit = np.zeros((3, n), np.bool_)
 
@@ -159,6 +172,10 @@ class Simulator:
         """What each agent sees now, (N, F)."""
         return self._frames[:, -1].copy()
 
+    def taken(self) -> list[NDArray[np.uint8]]:
+        """All actions of each episode so far, N arrays."""
+        return [actions[:t] for actions, t in zip(self._taken.copy(), self.t, strict=True)]
+
     def state_hash(self) -> NDArray[np.uint64]:
         """(N,) hash of the whole state, which proves what was forked."""
         return self.states.state_hash()
@@ -167,6 +184,7 @@ class Simulator:
         """Take ``action`` (N,) in every episode that has not ended; returns how many steps that were."""
         live = np.flatnonzero(~self.done)
         terminated, truncated = self.states.step(live, action[live])
+        self._taken[live, self.t[live]] = action[live]
         self.t[live] += 1
         self.terminated[live] = terminated
         self.truncated[live] = truncated | (self.t[live] >= self.horizon)

@@ -284,3 +284,24 @@ def test_stepping_forking_and_watching_ask_for_no_reward(monkeypatch: pytest.Mon
         episodes.reward()
     with pytest.raises(AssertionError):
         episodes.success()
+
+
+# ---- where an episode comes from ----
+@pytest.mark.parametrize("env_id", LEVELS)
+def test_seed_and_actions_lead_to_the_same_state_again(env_id: str) -> None:
+    """Through forks and replacements too: what is remembered is the whole way from reset(seed)."""
+    episodes, rng = simulator(env_id, horizon=12), np.random.default_rng(0)
+    for step in range(12):
+        episodes.step(rng.integers(7, size=len(episodes)))
+        if step == 5:
+            episodes.put(np.array([0, 3]), episodes.fork(np.array([4, 4])))
+            episodes = episodes.fork(np.array([5, 0, 1, 2, 3, 3]))
+    assert isinstance(episodes.states, GridStates)
+    assert episodes.states.env_id == env_id
+    assert episodes.states.seed.tolist() == [5, 4, 1, 2, 4, 4]
+    for i, taken in enumerate(episodes.taken()):
+        again = Simulator(GridStates.of(import_seeds(env_id, [int(episodes.states.seed[i])])), history=3, horizon=12)
+        for action in taken:
+            again.step(np.array([action]))
+        assert len(taken) == episodes.t[i]
+        assert again.state_hash() == episodes.state_hash()[i]
