@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headstart.envs.banks import Levels, bank
     from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, practise, replay, save_demos
+    from headstart.envs.datasets import demonstrate, from_minari, to_minari
     from headstart.envs.experts import expert_for, known_experts
     from headstart.envs.registry import ENVIRONMENTS, Environment
     from headstart.envs.simulator import Simulator
+    from headstart.envs.tasks import Task
     from headstart.envs.transitions import Branches, Demos
     from headstart.envs.vector import HeadstartVecEnv, HeadstartVectorEnv, make_vec_env
 
 _WHERE = {
     "collect": ("branch", "collect_demos", "evaluate", "load_demos", "practise", "replay", "save_demos"),
+    "datasets": ("demonstrate", "from_minari", "to_minari"),
     "experts": ("expert_for", "known_experts"),
     "banks": ("Levels", "bank"),
     "registry": ("ENVIRONMENTS", "Environment"),
     "simulator": ("Simulator",),
+    "tasks": ("Task",),
     "transitions": ("Branches", "Demos"),
     "vector": ("HeadstartVecEnv", "HeadstartVectorEnv", "make_vec_env"),
 }
@@ -34,17 +38,21 @@ __all__ = [
     "HeadstartVectorEnv",
     "Levels",
     "Simulator",
+    "Task",
     "bank",
     "branch",
     "collect_demos",
+    "demonstrate",
     "evaluate",
     "expert_for",
+    "from_minari",
     "known_experts",
     "load_demos",
     "make_vec_env",
     "practise",
     "replay",
     "save_demos",
+    "to_minari",
 ]
 
 

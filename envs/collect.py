@@ -7,8 +7,10 @@
 Legend: E episodes, N states, A actions, H steps of a future.
 """
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +18,15 @@ from tqdm import tqdm
 
 from headstart.envs import engine, storage
 from headstart.envs.banks import Levels, bank, import_seeds
-from headstart.envs.errors import DataError
+from headstart.envs.errors import DataError, UsageError
 from headstart.envs.experts import expert_for
 from headstart.envs.instructions import altered
 from headstart.envs.levels import export_level
-from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, uniform_actor
+from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, States, uniform_actor
+from headstart.envs.tasks import Task, TaskLevels
 from headstart.envs.transitions import Branches, Demos
 
-__all__ = ["branch", "collect_demos", "evaluate", "load_demos", "practise", "replay", "save_demos"]
+__all__ = ["branch", "collect_demos", "evaluate", "load_demos", "play", "practise", "replay", "save_demos"]
 
 KIND, SCHEMA = "headstart demonstrations", 1
 
@@ -85,28 +88,51 @@ def collect_demos(
             f"{horizon} steps, and {episodes} demonstrations were asked for. Ask for fewer, or raise the horizon."
         )
     limit = horizon or int(engine.max_steps(candidates.rows).max())
-    return _played(env_id, np.array(seeds), [np.array(a, np.int64) for a in actions], history, limit, dropped)
+    return play(env_id, np.array(seeds), [np.array(a, np.int64) for a in actions], history, limit, dropped)
 
 
-def _played(
-    env_id: str,
+def play(
+    env: str | Task,
     seeds: NDArray[np.int64],
     actions: list[NDArray[np.int64]],
     history: int,
     horizon: int,
-    dropped: int,
+    dropped: int = 0,
+    exact: NDArray | None = None,
 ) -> Demos:
-    """Play the demonstrations and record what was observed on the way."""
-    _, obs, state_hash = _play(import_seeds(env_id, seeds.tolist()), actions, history, horizon)
+    """Play the actions of each episode, record what is observed on the way, and call it demonstrations.
+
+    ``env`` is an id of the engine or a task; ``exact`` (N, ...) are a task's own actions, where ``actions`` are only
+    the choices nearest to them. Raises DataError if an episode is over before its actions are.
+    """
+    if any(len(taken) == 0 for taken in actions) or not actions:
+        name = env if isinstance(env, str) else env.name
+        raise DataError(f"{name}: the demonstrations are empty, or one of them is. Collect at least one step of each.")
+    task = None if isinstance(env, str) else env
+    name, start = (env, _start(env, None, seeds)) if isinstance(env, str) else (env.name, env.states(seeds))
+    _, obs, state_hash = _play(name, start, seeds, actions, exact, history, horizon)
     length = np.array([len(a) for a in actions])
-    return Demos(env_id, horizon, seeds, length, np.concatenate(actions), state_hash, obs, dropped)
+    if task is not None:
+        task = task.fitted(obs["frames"][:, -1], np.repeat(np.arange(len(length)), length))
+    return Demos(name, horizon, seeds, length, np.concatenate(actions), state_hash, obs, dropped, task, exact)
+
+
+def _start(env_id: str, task: Task | None, seeds: NDArray[np.int64]) -> States:
+    """The start of the episodes of these seeds."""
+    return GridStates.of(import_seeds(env_id, seeds.tolist())) if task is None else task.states(seeds)
 
 
 def _play(
-    levels: Levels, actions: list[NDArray[np.int64]], history: int, horizon: int
+    name: str,
+    start: States,
+    seeds: NDArray[np.int64],
+    actions: list[NDArray[np.int64]],
+    exact: Sequence[Any] | NDArray | None,
+    history: int,
+    horizon: int,
 ) -> tuple[Simulator, Obs, NDArray[np.uint64]]:
     """Every state of the episodes before its action: simulator (N), observations and state hashes."""
-    simulator = Simulator(GridStates.of(levels), history=history, horizon=horizon)
+    simulator = Simulator(start, history=history, horizon=horizon)
     length = np.array([len(a) for a in actions])
     first = np.concatenate([[0], np.cumsum(length)[:-1]])
     visited = simulator.fork(np.repeat(np.arange(len(length)), length))
@@ -118,12 +144,12 @@ def _play(
         if simulator.done[playing].any():
             early = int(playing[simulator.done[playing]][0])
             raise DataError(
-                f"{levels.env_id}: demonstration {early} (level seed {levels.seed[early]}) has {length[early]} "
+                f"{name}: demonstration {early} (level seed {seeds[early]}) has {length[early]} "
                 f"actions, but its episode is over after {t}. Collect it again, or raise the horizon ({horizon})."
             )
         visited.put(first[playing] + t, simulator.fork(playing))
         moving = simulator.fork(playing)
-        moving.step(padded[playing, t])
+        moving.step(padded[playing, t], None if exact is None else [exact[i] for i in first[playing] + t])
         simulator.put(playing, moving)
     return visited, visited.observe(), visited.state_hash()
 
@@ -131,20 +157,23 @@ def _play(
 def replay(demos: Demos) -> Simulator:
     """The N states of the demonstrations, ready to be forked, each proven equal to the expert's by its hash.
 
-    Raises DataError naming the first demonstration and step whose state differs.
+    Raises DataError naming the first demonstration and step whose state differs, and UsageError if the demonstrations
+    are a record that cannot be played again.
     """
+    if demos.unbranchable:
+        raise UsageError(f"{demos.env_id}: these demonstrations cannot be branched: {demos.unbranchable}")
     actions = np.split(demos.action, np.cumsum(demos.length)[:-1])
-    states, _, state_hash = _play(
-        import_seeds(demos.env_id, demos.seed.tolist()), actions, demos.history, demos.horizon
-    )
+    start = _start(demos.env_id, demos.task, demos.seed)
+    states, _, state_hash = _play(demos.env_id, start, demos.seed, actions, demos.exact, demos.history, demos.horizon)
     wrong = np.flatnonzero(state_hash != demos.state_hash)
     if len(wrong):
         episode = int(demos.episode[wrong[0]])
         step = int(wrong[0] - demos.length[:episode].sum())
+        made_by = "minigrid" if demos.task is None else "the environment"
         raise DataError(
             f"demonstration {episode} of {demos.env_id} (level seed {demos.seed[episode]}), step {step}: replaying "
-            "its actions leads to another state than the expert's. It was recorded with another version of "
-            "minigrid or was changed since. Delete it and collect it again."
+            f"its actions leads to another state than the expert's. It was recorded with another version of "
+            f"{made_by} or was changed since. Delete it and collect it again."
         )
     return states
 
@@ -177,7 +206,7 @@ def load_demos(path: str | Path, *, history: int = 4) -> Demos:
         )
     try:
         actions = np.split(arrays["action"].astype(np.int64), np.cumsum(arrays["length"])[:-1])
-        demos = _played(meta["env_id"], arrays["seed"], actions, history, meta["horizon"], meta["dropped"])
+        demos = play(meta["env_id"], arrays["seed"], actions, history, meta["horizon"], meta["dropped"])
         replay(Demos(**{**vars(demos), "state_hash": arrays["state_hash"]}))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
@@ -250,7 +279,7 @@ def practise(start: Simulator, actor: Actor, *, steps: int, rng: np.random.Gener
 
 # ---- evaluation ----
 def evaluate(
-    levels: Levels,
+    levels: Levels | TaskLevels,
     actor: Actor,
     *,
     history: int,
@@ -264,13 +293,18 @@ def evaluate(
     ``instruction`` is "given", or one of instructions.ALTERATIONS: what the agent is told instead of the truth.
     ``deterministic`` says that the actor always does the same in the same situation. Then an episode that comes back
     to an earlier situation goes in circles to its end, and is not played on: most of the failures of a greedy policy.
+    Whether a situation is the same is known of grids only; tasks are played to the end.
     """
-    states = GridStates.of(levels)
+    grid = isinstance(levels, Levels)
+    states = GridStates.of(levels) if grid else levels.take(np.arange(len(levels)))
     if instruction != "given":
+        if not isinstance(states, GridStates):
+            raise UsageError(f"{levels.env_id}: only the missions of MiniGrid and BabyAI can be altered.")
         states = altered(states, instruction, rng)
     simulator = Simulator(states, history=history, horizon=horizon)
     success, length = np.zeros(len(levels), np.bool_), np.zeros(len(levels), np.int64)
     playing = np.arange(len(levels))
+    deterministic = deterministic and grid
     been = [_situation(simulator)] if deterministic else []
     while len(playing):
         simulator.step(actor(simulator.observe(), rng))
@@ -280,6 +314,7 @@ def evaluate(
         if deterministic:
             now = _situation(simulator)
             circling = going_on & np.any([now == then for then in been], axis=0)
+            assert isinstance(levels, Levels)
             length[playing[circling]] = np.minimum(horizon, engine.max_steps(levels.rows[playing[circling]]))
             going_on &= ~circling
             been = [then[going_on] for then in [*been, now]]

@@ -5,13 +5,13 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium
 
 from headstart.envs.errors import EnvironmentFailed, UsageError
 
-__all__ = ["MODES", "Episode", "ForkMode", "MakeEnv", "env_name", "make"]
+__all__ = ["MODES", "Episode", "ForkMode", "MakeEnv", "Outcome", "Success", "env_name", "make"]
 
 MakeEnv = Callable[[], gymnasium.Env]
 ForkMode = Literal["deepcopy", "pickle", "replay"]
@@ -19,17 +19,37 @@ MODES: tuple[ForkMode, ...] = get_args(ForkMode)
 SHOWN_ACTIONS = 30  # of the actions that led to an error
 
 
+class Outcome(NamedTuple):
+    """How an episode has ended, for whoever decides whether that is a success. Nobody asks before evaluation."""
+
+    total: float
+    """The sum of all rewards."""
+    reward: float
+    """The last one."""
+    steps: int
+    terminated: bool
+    """False if time ran out."""
+    info: dict[str, Any]
+    """Of the last step."""
+
+
+Success = Callable[[Outcome], bool]
+"""Whether an episode that ended so has succeeded."""
+
+
 class Episode:
     """A Python environment in the middle of an episode, with the seed and the actions that led there.
 
-    `reward` is what the environment returned, and is not looked at here. A `shared` episode is held by
-    several states and never stepped again: who wants to go on forks it first.
+    `reward` is what the environment returned last, `rewards` all that it has returned: neither is looked at here but
+    in `outcome`. A `shared` episode is held by several states and never stepped again: who wants to go on forks it
+    first.
     """
 
     def __init__(self, make_env: MakeEnv, seed: int) -> None:
         self.make_env, self.seed = make_env, seed
         self.actions: list[Any] = []
         self.reward: Any = 0.0
+        self.rewards: list[Any] = []
         self.terminated = self.truncated = self.shared = False
         self._pickled: bytes | None = None
         self.env = make(make_env)
@@ -54,6 +74,7 @@ class Episode:
         except Exception as error:
             raise self.failed(f"step({action})", error) from error
         self.actions.append(action)
+        self.rewards.append(self.reward)
         self.terminated, self.truncated = bool(terminated), bool(truncated)
 
     def fork(self, mode: ForkMode) -> "Episode":
@@ -64,13 +85,22 @@ class Episode:
                 other.step(action)
             return other
         other = copy.copy(self)
-        other.shared, other._pickled, other.actions = False, None, list(self.actions)
+        other.shared, other._pickled = False, None
+        other.actions, other.rewards = list(self.actions), list(self.rewards)
         if mode == "deepcopy":
             other.env = copy.deepcopy(self.env)
         else:
             self._pickled = self._pickled or pickle.dumps(self.env, pickle.HIGHEST_PROTOCOL)
             other.env = pickle.loads(self._pickled)  # noqa: S301  these bytes have never left this process
         return other
+
+    def outcome(self) -> Outcome:
+        """How the episode has ended. This reads every reward."""
+        try:
+            rewards = [float(reward) for reward in self.rewards]
+        except Exception as error:
+            raise self.failed("reading the reward", error) from error
+        return Outcome(sum(rewards), rewards[-1], len(rewards), self.terminated, self.info)
 
     def failed(self, what: str, why: object) -> EnvironmentFailed:
         """The error that says where this environment failed."""

@@ -20,21 +20,21 @@ import hashlib
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from headstart.envs import engine
-from headstart.envs.episode import MODES, Episode, ForkMode, MakeEnv, env_name, make
+from headstart.envs.episode import MODES, Episode, ForkMode, MakeEnv, Success, env_name, make
 from headstart.envs.errors import EnvironmentFailed, UsageError
 from headstart.envs.frames import FrameReader
+from headstart.envs.spaces import Choices
 
-__all__ = ["CopiedStates", "ForkReport", "choose_fork_mode", "discrete_actions"]
+__all__ = ["CopiedStates", "ForkReport", "choose_fork_mode", "succeeded"]
 
 ALTERNATIVES = 4  # copies of one state that are timed, about as many as an agent has actions
 MIN_EPISODES, MAX_EPISODES = 2, 20  # of the self-check
@@ -253,13 +253,27 @@ class CopiedStates:
     """
 
     def __init__(
-        self, make_env: MakeEnv, seeds: Iterable[int], mode: ForkMode, *, mission_length: int | None = None
+        self,
+        make_env: MakeEnv,
+        seeds: Iterable[int],
+        mode: ForkMode,
+        *,
+        mission_length: int | None = None,
+        reader: FrameReader | None = None,
+        choices: Choices | None = None,
+        success: Success | None = None,
     ) -> None:
-        """Environments at the start of their episodes; `mode` is what `choose_fork_mode` has proved exact."""
-        env = make(make_env)
+        """Environments at the start of their episodes; `mode` is what `choose_fork_mode` has proved exact.
+
+        `reader` and `choices` are made from the environment's spaces, unless they are there already; actions in a Box
+        need them. `success` says which ends are a success (default: see `success`).
+        """
         self.mode: ForkMode = mode
-        self.n_actions, self._first_action = discrete_actions(env)
-        self._reader = FrameReader(env, mission_length)
+        if reader is None or choices is None:
+            env = make(make_env)
+            reader = reader or FrameReader(env, mission_length)
+            choices = choices or Choices.of(env.action_space, name=env_name(env))
+        self._reader, self._choices, self._is_success = reader, choices, success
         self._episodes = [Episode(make_env, int(seed)) for seed in seeds]
         read = [self._reader.read(episode) for episode in self._episodes]
         self._frame = np.array([frame for frame, _ in read])
@@ -269,6 +283,10 @@ class CopiedStates:
 
     def __len__(self) -> int:
         return len(self._episodes)
+
+    @property
+    def n_actions(self) -> int:
+        return len(self._choices)
 
     def take(self, index: NDArray[np.int64]) -> "CopiedStates":
         other = copy.copy(self)
@@ -289,14 +307,16 @@ class CopiedStates:
         self._frame[index], self._mission[index] = states._frame, states._mission
         self._hash[index] = states._hash
 
-    def step(self, at: NDArray[np.int64], action: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def step(
+        self, at: NDArray[np.int64], action: NDArray, exact: Sequence[Any] | None = None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         action = np.asarray(action, np.int64)
         if action.shape != at.shape or not np.isin(action, np.arange(self.n_actions)).all():
             raise UsageError(f"Actions must be {len(at)} numbers in 0..{self.n_actions - 1}, not {action.tolist()}.")
         ended = np.zeros((len(at), 2), np.bool_)
         for n, (i, a) in enumerate(zip(at.tolist(), action.tolist(), strict=True)):
             episode = self._own(i)
-            episode.step(a + self._first_action)
+            episode.step(self._choices.action(a) if exact is None else exact[n])
             self._frame[i], self._mission[i] = self._reader.read(episode)
             ended[n] = episode.terminated, episode.truncated
         self._hash[at] = engine.frame_hash(
@@ -347,21 +367,19 @@ class CopiedStates:
     def success(self) -> NDArray[np.bool_]:
         """(N,) whether the episode has ended in success.
 
-        That is `is_success` in the info of its last step, a convention of Stable-Baselines3 and
-        Gymnasium-Robotics. Without it, an episode has succeeded if it has terminated with a positive reward.
+        What that is, the user has said. If not, it is `is_success` in the info of its last step, a convention of
+        Stable-Baselines3 and Gymnasium-Robotics; without it, to have terminated with a positive reward.
         """
-        return np.array([_succeeded(episode) for episode in self._episodes], np.bool_)
+        return np.array([succeeded(episode, self._is_success) for episode in self._episodes], np.bool_)
 
 
-def discrete_actions(env: gymnasium.Env) -> tuple[int, int]:
-    """(number of actions, the first of them). Raises UsageError if they are anything but a choice."""
-    space = env.action_space
-    if not isinstance(space, spaces.Discrete) or space.n > 255:
-        raise UsageError(
-            f"{env_name(env)}: its actions are {space}, but only a choice of up to 255 (Discrete) can "
-            "be branched. Use a wrapper that offers such a choice."
-        )
-    return int(space.n), int(space.start)
+def succeeded(episode: Episode, success: Success | None) -> bool:
+    """Whether an episode has ended in success: see `CopiedStates.success`."""
+    if success is not None:
+        return episode.ended and bool(success(episode.outcome()))
+    if episode.ended and "is_success" in episode.info:
+        return bool(episode.info["is_success"])
+    return episode.terminated and _reward(episode) > 0
 
 
 def _reward(episode: Episode) -> float:
@@ -369,9 +387,3 @@ def _reward(episode: Episode) -> float:
         return float(episode.reward)
     except Exception as error:
         raise episode.failed("reading the reward", error) from error
-
-
-def _succeeded(episode: Episode) -> bool:
-    if episode.ended and "is_success" in episode.info:
-        return bool(episode.info["is_success"])
-    return episode.terminated and _reward(episode) > 0

@@ -6,8 +6,8 @@ rows of the engine here, copies of any other Gymnasium environment in fork.py.
 Legend: N episodes, T = history + 1 frames, F bytes of a frame, L mission tokens, A actions.
 """
 
-from collections.abc import Callable
-from typing import Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +56,13 @@ class States(Protocol):
         """Replace the states at ``index``."""
         ...
 
-    def step(self, at: NDArray[np.int64], action: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Step the states at ``at`` in place; (terminated, truncated) of those."""
+    def step(
+        self, at: NDArray[np.int64], action: NDArray, exact: Sequence[Any] | None = None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Step the states at ``at`` in place; (terminated, truncated) of those.
+
+        ``exact``: the environment's own actions, where a choice is only the nearest to what an expert did.
+        """
         ...
 
     def frame(self) -> NDArray[np.uint8]: ...
@@ -103,7 +108,10 @@ class GridStates:
     def put(self, index: NDArray[np.int64], states: "GridStates") -> None:
         self.rows[index], self._mission[index], self.seed[index] = states.rows, states._mission, states.seed
 
-    def step(self, at: NDArray[np.int64], action: NDArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def step(
+        self, at: NDArray[np.int64], action: NDArray, exact: Sequence[Any] | None = None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        assert exact is None  # in a grid every action is a choice
         if len(at) == len(self.rows):
             return engine.step(self.rows, action)
         rows = self.rows[at]
@@ -180,10 +188,14 @@ class Simulator:
         """(N,) hash of the whole state, which proves what was forked."""
         return self.states.state_hash()
 
-    def step(self, action: NDArray) -> int:
-        """Take ``action`` (N,) in every episode that has not ended; returns how many steps that were."""
+    def step(self, action: NDArray, exact: Sequence[Any] | None = None) -> int:
+        """Take ``action`` (N,) in every episode that has not ended; returns how many steps that were.
+
+        ``exact`` (N) is what an expert really did, where ``action`` is only the choice nearest to it.
+        """
         live = np.flatnonzero(~self.done)
-        terminated, truncated = self.states.step(live, action[live])
+        own = None if exact is None else [exact[int(i)] for i in live]
+        terminated, truncated = self.states.step(live, action[live], own)
         self._taken[live, self.t[live]] = action[live]
         self.t[live] += 1
         self.terminated[live] = terminated

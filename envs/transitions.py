@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.envs.errors import DataError
+from headstart.envs.errors import DataError, Diverged
 from headstart.envs.simulator import Obs, push
+from headstart.envs.spaces import GRID, Layout
+from headstart.envs.tasks import Task
 
 __all__ = ["Branches", "Demos"]
 
@@ -29,6 +31,9 @@ class Demos:
     state_hash (N,) uint64: hash of each state before its action, which proves a replay.
     obs (N, ...): what was observed and remembered in each state.
     dropped: episodes that the expert failed and that were not kept.
+    task: the environment, if it runs in Python; None for those of the engine.
+    exact (N, ...): the environment's own actions, where ``action`` is only the choice nearest to each.
+    unbranchable: why no state can be reached again, if none can: then nothing but imitation is left.
     """
 
     env_id: str
@@ -39,6 +44,9 @@ class Demos:
     state_hash: NDArray[np.uint64]
     obs: Obs
     dropped: int = 0
+    task: Task | None = None
+    exact: NDArray | None = None
+    unbranchable: str = ""
 
     def __post_init__(self) -> None:
         if len(self.length) == 0 or self.length.min() < 1:
@@ -48,6 +56,12 @@ class Demos:
         _check("Demos.action", self.action, (n,))
         _check("Demos.state_hash", self.state_hash, (n,))
         _check("Demos.obs frames", self.obs["frames"], (n, *self.obs["frames"].shape[1:]))
+        if not self.layout.grid:
+            wrong = np.flatnonzero(~np.isfinite(self.layout.features(self.obs["frames"][:, -1])).all(1))
+            if len(wrong):
+                raise Diverged(
+                    f"{self.env_id}: an observation is not finite in {self.where(int(wrong[0]))}. Leave it out."
+                )
 
     def __len__(self) -> int:
         return len(self.action)
@@ -55,6 +69,16 @@ class Demos:
     @property
     def history(self) -> int:
         return self.obs["frames"].shape[1] - 1
+
+    @property
+    def layout(self) -> Layout:
+        """What the bytes of the frames mean."""
+        return GRID if self.task is None else self.task.layout
+
+    def where(self, i: int) -> str:
+        """The place of state i in words."""
+        episode = int(self.episode[i])
+        return f"demonstration {episode} (seed {self.seed[episode]}), step {i - int(self.length[:episode].sum())}"
 
     @property
     def episode(self) -> NDArray[np.int64]:

@@ -2,8 +2,9 @@
 
     env = make_vec_env("MiniGrid-DoorKey-8x8-v0", n_envs=64)                         # for Stable-Baselines3
     env = HeadstartVectorEnv(bank("MiniGrid-DoorKey-8x8-v0", "train", 8192), 64)     # for Gymnasium
+    env = make_vec_env(demos, n_envs=16)        # any other environment: that of its demonstrations
 
-Both are a thin layer over `Episodes`, which steps all of them at once. A reward is asked for here and nowhere
+All are a thin layer over `Episodes`, which steps all of them at once. A reward is asked for here and nowhere
 else in envs, and only for the steps that are taken here: never for those of `fresh` or of a fork.
 
 Legend: N episodes, T = history + 1 frames, L mission tokens, E episodes that ended in this step.
@@ -26,6 +27,9 @@ from headstart.envs import engine, missions
 from headstart.envs.banks import Levels, bank
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.simulator import GridStates, Obs, Simulator
+from headstart.envs.spaces import GRID, FrameSpace
+from headstart.envs.tasks import TaskLevels
+from headstart.envs.transitions import Demos
 
 __all__ = ["Advance", "Episodes", "HeadstartVecEnv", "HeadstartVectorEnv", "make_vec_env"]
 
@@ -34,8 +38,8 @@ class Advance(NamedTuple):
     """What one step brought.
 
     obs (N, ...): where an episode ended, the first observation of the next one.
-    reward, terminated, truncated (N,): minigrid rewards the last step only, so that is the return as well.
-    at (E,): which episodes ended; ended: these E episodes as they ended.
+    reward, terminated, truncated (N,).
+    at (E,): which episodes ended; ended: these E episodes as they ended; total (E,): the sum of their rewards.
     """
 
     obs: Obs
@@ -44,6 +48,7 @@ class Advance(NamedTuple):
     truncated: NDArray[np.bool_]
     at: NDArray[np.int64]
     ended: Simulator
+    total: NDArray[np.float64]
 
 
 class Episodes:
@@ -56,17 +61,21 @@ class Episodes:
     running episodes; ``rng`` draws the levels.
     """
 
-    def __init__(self, levels: Levels, n: int, rng: np.random.Generator, *, history: int, horizon: int | None) -> None:
+    def __init__(
+        self, levels: Levels | TaskLevels, n: int, rng: np.random.Generator, *, history: int, horizon: int | None
+    ) -> None:
         if n < 1 or history < 0 or (horizon is not None and horizon < 1):
             raise UsageError(
                 f"{levels.env_id}: needs at least one episode, history >= 0 and horizon >= 1, "
                 f"not n_envs={n}, history={history}, horizon={horizon}."
             )
-        limit = int(engine.max_steps(levels.rows).max())
+        is_task = isinstance(levels, TaskLevels)
+        limit = levels.task.horizon if is_task else int(engine.max_steps(levels.rows).max())
         self.levels, self.rng = levels, rng
         self.history, self.horizon = history, limit if horizon is None else min(horizon, limit)
-        self._start = GridStates.of(levels)
+        self._start = levels if is_task else GridStates.of(levels)
         self.level, self.simulator = self._draw(n, rng)
+        self._total = np.zeros(n)  # rewards of the running episodes so far
 
     def _draw(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Simulator]:
         level = rng.integers(len(self.levels), size=n)
@@ -79,6 +88,7 @@ class Episodes:
     def begin(self) -> Obs:
         """Drop all running episodes and begin new ones."""
         self.level, self.simulator = self._draw(len(self.simulator), self.rng)
+        self._total[:] = 0.0
         return self.simulator.observe()
 
     def advance(self, action: NDArray) -> Advance:
@@ -93,10 +103,13 @@ class Episodes:
         reward, terminated, truncated = running.reward(), running.terminated.copy(), running.truncated.copy()
         at = np.flatnonzero(terminated | truncated)
         ended = running.fork(at)
+        self._total += reward
+        total = self._total[at]
         if len(at):
+            self._total[at] = 0.0
             self.level[at], begun = self._draw(len(at), self.rng)
             running.put(at, begun)
-        return Advance(running.observe(), reward, terminated, truncated, at, ended)
+        return Advance(running.observe(), reward, terminated, truncated, at, ended, total)
 
     def state_dict(self) -> dict[str, NDArray]:
         """Everything that the next steps depend on, as plain arrays."""
@@ -129,19 +142,27 @@ class Episodes:
 
     def _rows(self) -> NDArray[np.uint8]:
         states = self.simulator.states
-        assert isinstance(states, GridStates)
+        if not isinstance(states, GridStates):
+            raise UsageError(f"{self.levels.env_id}: running episodes of a Python environment cannot be saved.")
         return states.rows
 
     def _bank_hash(self) -> NDArray[np.uint64]:
         """(1,) of all levels in their order: odd factors, so that equal levels do not cancel out."""
         order = np.arange(1, 2 * len(self.levels), 2, dtype=np.uint64)
+        assert isinstance(self._start, GridStates)  # or `_rows` has raised
         return (engine.state_hash(self._start.rows) * order).sum(keepdims=True)
 
     def _observation_space(self) -> spaces.Dict:
-        """Two-dimensional frames: Stable-Baselines3 transposes and scales three-dimensional bytes."""
-        obs = {name: value.shape[1:] for name, value in self.simulator.observe().items()}
-        high = {"frames": 255, "actions": self.simulator.n_actions, "mission": len(missions.VOCABULARY) - 1}
-        return spaces.Dict({name: spaces.Box(0, high[name], shape, np.uint8) for name, shape in obs.items()})
+        """Frames know their layout: see FrameSpace."""
+        shape = {name: value.shape[1:] for name, value in self.simulator.observe().items()}
+        layout = self.levels.task.layout if isinstance(self.levels, TaskLevels) else GRID
+        return spaces.Dict(
+            {
+                "frames": FrameSpace(layout, self.history + 1),
+                "actions": spaces.Box(0, self.simulator.n_actions, shape["actions"], np.uint8),
+                "mission": spaces.Box(0, len(missions.VOCABULARY) - 1, shape["mission"], np.uint8),
+            }
+        )
 
 
 class HeadstartVecEnv(Episodes, VecEnv):
@@ -154,7 +175,13 @@ class HeadstartVecEnv(Episodes, VecEnv):
     render_mode = None
 
     def __init__(
-        self, levels: Levels, n_envs: int = 64, *, seed: int = 0, history: int = 4, horizon: int | None = None
+        self,
+        levels: Levels | TaskLevels,
+        n_envs: int = 64,
+        *,
+        seed: int = 0,
+        history: int = 4,
+        horizon: int | None = None,
     ):
         if history == 0:
             raise UsageError(
@@ -163,7 +190,7 @@ class HeadstartVecEnv(Episodes, VecEnv):
             )
         Episodes.__init__(self, levels, n_envs, np.random.default_rng(seed), history=history, horizon=horizon)
         VecEnv.__init__(self, n_envs, self._observation_space(), spaces.Discrete(self.simulator.n_actions))
-        self.spec = gymnasium.spec(levels.env_id)
+        self.spec = gymnasium.registry.get(levels.env_id)
 
     def reset(self) -> Obs:  # type: ignore[override]
         if self._seeds[0] is not None:  # from `seed`, which takes effect here
@@ -175,14 +202,14 @@ class HeadstartVecEnv(Episodes, VecEnv):
         self._action = actions
 
     def step_wait(self) -> tuple[Obs, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:  # type: ignore[override]
-        obs, reward, terminated, truncated, at, ended = self.advance(self._action)
+        obs, reward, terminated, truncated, at, ended, total = self.advance(self._action)
         last, success = ended.observe(), ended.success()
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]  # wrappers write into them
         for e, i in enumerate(at.tolist()):
             infos[i] = {
                 "terminal_observation": {name: value[e] for name, value in last.items()},
                 "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
-                "episode": {"r": float(reward[i]), "l": int(ended.t[e])},
+                "episode": {"r": float(total[e]), "l": int(ended.t[e])},
                 "is_success": bool(success[e]),
             }
         return obs, reward.astype(np.float32), terminated | truncated, infos
@@ -215,11 +242,17 @@ class HeadstartVectorEnv(Episodes, VectorEnv):
     """
 
     def __init__(
-        self, levels: Levels, n_envs: int = 64, *, seed: int = 0, history: int = 4, horizon: int | None = None
+        self,
+        levels: Levels | TaskLevels,
+        n_envs: int = 64,
+        *,
+        seed: int = 0,
+        history: int = 4,
+        horizon: int | None = None,
     ):
         VectorEnv.reset(self, seed=seed)  # seeds np_random
         Episodes.__init__(self, levels, n_envs, self.np_random, history=history, horizon=horizon)
-        self.num_envs, self.spec = n_envs, gymnasium.spec(levels.env_id)
+        self.num_envs, self.spec = n_envs, gymnasium.registry.get(levels.env_id)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.single_observation_space = self._observation_space()
         self.single_action_space = spaces.Discrete(self.simulator.n_actions)
@@ -235,7 +268,7 @@ class HeadstartVectorEnv(Episodes, VectorEnv):
     def step(
         self, actions: NDArray
     ) -> tuple[Obs, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        obs, reward, terminated, truncated, at, ended = self.advance(actions)
+        obs, reward, terminated, truncated, at, ended, _ = self.advance(actions)
         last, success = ended.observe(), ended.success()
         infos: dict[str, Any] = {}
         for e, i in enumerate(at.tolist()):
@@ -246,19 +279,29 @@ class HeadstartVectorEnv(Episodes, VectorEnv):
 
 
 def make_vec_env(
-    env_id: str,
+    env: str | Demos,
     n_envs: int = 64,
     *,
     seed: int = 0,
     split: str = "train",
     n_levels: int = 8192,
-    history: int = 4,
+    history: int | None = None,
     horizon: int | None = None,
     cache: str | Path | None = None,
 ) -> HeadstartVecEnv:
-    """A MiniGrid or BabyAI environment for Stable-Baselines3, over the first levels of a split."""
-    levels = bank(env_id, split, n_levels, cache=cache)
-    return HeadstartVecEnv(levels, n_envs, seed=seed, history=history, horizon=horizon)
+    """An environment for Stable-Baselines3, over the first levels of a split.
+
+    ``env`` is a MiniGrid or BabyAI id, or demonstrations: then it is theirs, whatever it is, with their history
+    unless another is given (default for an id: 4).
+    """
+    if isinstance(env, str):
+        levels, remembered = bank(env, split, n_levels, cache=cache), 4
+    else:
+        task, remembered, horizon = env.task, env.history, horizon or env.horizon
+        levels = bank(env.env_id, split, n_levels, cache=cache) if task is None else task.levels(split, n_levels)
+    return HeadstartVecEnv(
+        levels, n_envs, seed=seed, history=remembered if history is None else history, horizon=horizon
+    )
 
 
 def _refuse(options: Any) -> None:

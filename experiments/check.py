@@ -22,12 +22,14 @@ from typing import cast
 import gymnasium
 import minigrid.envs  # noqa: F401  registers the ids
 import numpy as np
+from gymnasium import spaces
 
 from headstart.envs import engine, levels
-from headstart.envs.episode import MODES, Episode
+from headstart.envs.episode import MODES, Episode, env_name
 from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError
-from headstart.envs.fork import ForkReport, choose_fork_mode, discrete_actions
+from headstart.envs.fork import ForkReport, choose_fork_mode
 from headstart.envs.frames import FrameReader
+from headstart.envs.spaces import Choices
 
 __all__ = ["check", "load_target"]
 
@@ -54,7 +56,7 @@ def check(target: str) -> int:
         return error.exit_code
     _report_fork(fork)
     if exit_code == 0:
-        _report_next(target, fork.mode, compiled)
+        _report_next(target, env, fork.mode, compiled)
     return exit_code
 
 
@@ -133,8 +135,11 @@ def _report_spaces(env: gymnasium.Env) -> int:
         _line("observations", f"cannot be used. {error}")
         exit_code = error.exit_code
     try:
-        n_actions, _ = discrete_actions(env)
-        _line("actions", f"{env.action_space}: {n_actions} branches from every state")
+        if isinstance(env.action_space, spaces.Box):
+            _line("actions", f"{env.action_space}: as many branches as the codebook that demonstrations give it")
+        else:
+            choices = Choices.of(env.action_space, name=env_name(env))
+            _line("actions", f"{env.action_space}: {len(choices)} branches from every state")
     except UsageError as error:
         _line("actions", f"cannot be used. {error}")
         exit_code = error.exit_code
@@ -172,8 +177,17 @@ def _report_fork(fork: ForkReport) -> None:
             _line("", f"{mode:<9} exact, {fork.branches_per_second[mode]:,.0f} branches a second")
 
 
-def _report_next(target: str, mode: str, compiled: bool) -> None:
-    """A few lines of Python that run as they are printed."""
+def _report_next(target: str, env: gymnasium.Env, mode: str, compiled: bool) -> None:
+    """A few lines of Python that run as they are printed, but for the policy that only the user can give."""
+    if isinstance(env.action_space, spaces.Box):
+        code = [
+            "from headstart.envs import branch, demonstrate",
+            "from headstart.experiments.check import load_target",
+            f'demos = demonstrate(load_target("{target}"), policy, episodes=10, mode="{mode}")  # obs -> action',
+            "branches = branch(demos)",
+        ]
+        _line("next", "\n".join(code))
+        return
     if compiled and not _names_function(target):
         code = [
             "from headstart.envs.banks import bank",

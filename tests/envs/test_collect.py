@@ -364,7 +364,7 @@ class Shared(GridStates):
     def take(self, index: np.ndarray) -> GridStates:
         states = GridStates(self.rows[index], self._mission[index])
 
-        def step(at: np.ndarray, action: np.ndarray) -> Any:
+        def step(at: np.ndarray, action: np.ndarray, exact: Any = None) -> Any:
             ended = GridStates.step(states, at, action)
             self.rows[index[-1]] = states.rows[-1]
             return ended

@@ -25,6 +25,12 @@ class Noisy(gymnasium.ObservationWrapper):
 def make_noisy():
     return Noisy(gymnasium.make("CartPole-v1"))
 
+def make_many():
+    env = gymnasium.make("CartPole-v1")
+    env.action_space = gymnasium.spaces.Discrete(255)
+    env.step = lambda action: type(env).step(env, action % 2)
+    return env
+
 def make_pendulum():
     return gymnasium.make("Pendulum-v1", max_episode_steps=20)
 
@@ -89,10 +95,17 @@ def test_an_environment_that_cannot_be_forked(user_module, capsys):
     assert "next" not in report
 
 
-def test_spaces_that_do_not_fit(user_module, capsys):
-    assert check(f"{user_module}:make_pendulum") == UsageError.exit_code
+def test_actions_in_a_box_get_a_codebook_from_demonstrations(user_module, capsys):
+    assert check(f"{user_module}:make_pendulum") == 0
     report = capsys.readouterr().out
-    assert "actions       cannot be used. Pendulum-v1: its actions are Box" in report
+    assert "Box(-2.0, 2.0, (1,), float32): as many branches as the codebook that demonstrations give it" in report
+    assert "demos = demonstrate(load_target(" in report
+
+
+def test_spaces_that_do_not_fit(user_module, capsys):
+    assert check(f"{user_module}:make_many") == UsageError.exit_code
+    report = capsys.readouterr().out
+    assert "actions       cannot be used. CartPole-v1: its actions are Discrete(255), 255 in all" in report
     assert "exact, " in report  # the rest is reported all the same
 
 

@@ -1,0 +1,113 @@
+"""Environments that run in Python, with all that it takes to play, fork and learn them.
+
+    task = Task.of(make_env, success=lambda outcome: outcome.total >= 200)
+    levels = task.levels("test", 100)       # where grids have a bank of levels, tasks have seeds
+
+Everything that takes a bank's `Levels` of a grid takes `TaskLevels` too.
+
+Legend: N levels.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.envs.episode import ForkMode, MakeEnv, Success, env_name, make
+from headstart.envs.errors import UsageError
+from headstart.envs.fork import CopiedStates, choose_fork_mode
+from headstart.envs.frames import FrameReader
+from headstart.envs.spaces import CODES, Choices, Layout
+
+__all__ = ["SPLITS", "Task", "TaskLevels"]
+
+SPLITS = ("train", "validation", "test")
+SEEDS = 2**29  # of each split, one after the other
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment that runs in Python.
+
+    name: its id, or its class. make_env: makes one more of it.
+    mode: how it is forked, exactly.
+    choices: the actions that its agents choose from. reader: what they see.
+    layout: what a frame's bytes mean, with the statistics of the demonstrations once there are some.
+    horizon: its step limit.
+    success: which ends count as success; None leaves it to `CopiedStates.success`. Evaluation only.
+    """
+
+    name: str
+    make_env: MakeEnv
+    mode: ForkMode
+    choices: Choices
+    reader: FrameReader
+    layout: Layout
+    horizon: int
+    success: Success | None = None
+
+    @classmethod
+    def of(
+        cls,
+        make_env: MakeEnv,
+        *,
+        horizon: int | None = None,
+        success: Success | None = None,
+        mode: ForkMode | None = None,
+        taken: NDArray | None = None,
+        codes: int = CODES,
+        seed: int = 0,
+        mission_length: int | None = None,
+    ) -> "Task":
+        """What ``make_env()`` makes.
+
+        ``horizon`` defaults to the limit with which the environment is registered. ``mode`` defaults to what
+        `choose_fork_mode` finds to be exact and fast, which takes it some thousand steps. ``taken`` (N, ...) are the
+        actions of an expert, from which actions in a Box get a codebook of ``codes``. Raises UsageError naming what
+        cannot be used, and EnvironmentFailed if the environment cannot be forked.
+        """
+        env = make(make_env)
+        name = env_name(env)
+        reader = FrameReader(env, mission_length)
+        choices = Choices.of(env.action_space, taken, codes=codes, seed=seed, name=name)
+        limit = horizon or (env.spec.max_episode_steps if env.spec else None)
+        if not limit or limit < 1:
+            raise UsageError(f"{name}: it has no step limit of its own. Give horizon, the most steps of an episode.")
+        mode = mode or choose_fork_mode(make_env, seed=seed).mode
+        return cls(name, make_env, mode, choices, reader, reader.layout, limit, success)
+
+    def fitted(self, frame: NDArray[np.uint8], episode: NDArray[np.int64]) -> "Task":
+        """With the statistics of frames (N, F), in the order of their ``episode`` (N,), in its layout."""
+        return dataclasses.replace(self, layout=self.layout.fitted(frame, episode))
+
+    def states(self, seeds: NDArray[np.int64]) -> CopiedStates:
+        """The start of an episode for each seed."""
+        return CopiedStates(
+            self.make_env, seeds, self.mode, reader=self.reader, choices=self.choices, success=self.success
+        )
+
+    def levels(self, split: str, n: int) -> "TaskLevels":
+        """The first ``n`` seeds of a split. No two splits share a seed; how much their levels differ, nobody knows."""
+        if split not in SPLITS or n < 1:
+            raise UsageError(f"{self.name}: {n} levels of {split!r}: give at least one, of {', '.join(SPLITS)}.")
+        return TaskLevels(self, SPLITS.index(split) * SEEDS + np.arange(n))
+
+
+@dataclass(frozen=True)
+class TaskLevels:
+    """Seeds (N,) of a task: what a bank of levels is to a grid."""
+
+    task: Task
+    seed: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.seed)
+
+    @property
+    def env_id(self) -> str:
+        return self.task.name
+
+    def take(self, index: NDArray[np.int64]) -> CopiedStates:
+        """The start of the episodes of these seeds."""
+        return self.task.states(self.seed[index])

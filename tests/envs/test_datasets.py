@@ -1,0 +1,241 @@
+"""Demonstrations from functions, trained policies and Minari: what is branched is where the expert has been."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from headstart.envs.collect import branch, collect_demos, evaluate, replay
+from headstart.envs.datasets import demonstrate, from_minari, to_minari
+from headstart.envs.episode import Outcome
+from headstart.envs.errors import DataError, Diverged, UsageError
+from headstart.envs.simulator import uniform_actor
+from headstart.envs.transitions import Demos
+from headstart.envs.vector import make_vec_env
+
+ABOUT = {"author": "a test", "author_email": "-", "algorithm_name": "-", "code_permalink": "-", "description": "-"}
+
+
+class Reach(gymnasium.Env):
+    """Walk a line to a goal in steps of any length; the goal, or what it is called, is seen."""
+
+    action_space: gymnasium.Space = spaces.Box(-1, 1, (1,), np.float32)
+    observation_space: gymnasium.Space = spaces.Dict(
+        {"at": spaces.Box(-9, 9, (1,), np.float32), "goal": spaces.Discrete(3)}
+    )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        self.at, self.goal = np.zeros(1, np.float32), int(self.np_random.integers(3))
+        return self.look(), {}
+
+    def look(self) -> Any:
+        return {"at": self.at.copy(), "goal": self.goal}
+
+    def step(self, action: Any):
+        self.at = (self.at + action).astype(np.float32)
+        there = abs(float(self.at[0]) - (self.goal - 1)) < 0.1
+        return self.look(), 1.0 if there else -0.1, there, False, {}
+
+
+class Pairs(Reach):
+    """A left and a right leg, each of which steps or not."""
+
+    action_space = spaces.MultiDiscrete([2, 2])
+
+    def step(self, action: Any):
+        return super().step(np.float32([0.25 * (action[1] - action[0])]))
+
+
+def expert(obs: Any) -> Any:
+    return np.clip(obs["goal"] - 1 - obs["at"], -0.3, 0.3) + np.float32(0.001)
+
+
+def two_legs(obs: Any) -> Any:
+    ahead = obs["goal"] - 1 - obs["at"][0]
+    return np.array([ahead < -0.1, ahead > 0.1], np.int64)
+
+
+@pytest.fixture(autouse=True)
+def datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def demos() -> Demos:
+    return demonstrate(Reach, expert, 6, horizon=20, history=2, codes=4)
+
+
+# ---- policies ----
+def test_the_states_are_exactly_the_experts_and_the_labels_are_the_nearest_codes(demos: Demos) -> None:
+    assert demos.task is not None
+    assert demos.exact is not None
+    at = demos.layout.features(demos.obs["frames"][:, -1])[:, 0]
+    for episode in range(6):
+        mine = demos.episode == episode
+        taken = demos.exact[mine, 0]
+        np.testing.assert_array_equal(at[mine], np.concatenate([[0], np.cumsum(taken, dtype=np.float32)[:-1]]))
+    nearest = np.abs(demos.exact - demos.task.choices.table[:, 0]).argmin(1)
+    np.testing.assert_array_equal(demos.action, nearest)
+    assert 2 <= len(demos.task.choices) <= 4
+    np.testing.assert_array_equal(replay(demos).frame(), demos.obs["frames"][:, -1])
+
+
+def test_branches_try_every_code_from_the_experts_states(demos: Demos) -> None:
+    assert demos.task is not None
+    branches = branch(demos)
+    at = demos.layout.features(branches.frame)[:, 0]
+    for code, action in enumerate(demos.task.choices.table[:, 0]):
+        after = demos.layout.features(branches.future[:, code, 0])[:, 0]
+        np.testing.assert_allclose(after, at + action, atol=1e-6)
+
+
+def test_the_environment_of_the_demonstrations_for_ppo(demos: Demos) -> None:
+    env = make_vec_env(demos, 3, seed=1)
+    assert env.observation_space["frames"].layout == demos.layout  # type: ignore[index]
+    assert env.action_space == spaces.Discrete(len(demos.task.choices))  # type: ignore[union-attr]
+    obs, total, ended = env.reset(), np.zeros(3), 0
+    for _ in range(45):
+        obs, reward, done, infos = env.step(np.zeros(3, np.int64))
+        total += reward
+        for i in np.flatnonzero(done):
+            assert infos[i]["episode"]["r"] == pytest.approx(total[i], abs=1e-5)  # not the last reward alone
+            total[i], ended = 0.0, ended + 1
+    assert ended >= 6
+    assert obs["frames"].shape == (3, 3, 5)
+
+
+def test_evaluation_asks_the_users_own_idea_of_success() -> None:
+    asked: list[Outcome] = []
+
+    def quick(outcome: Outcome) -> bool:
+        asked.append(outcome)
+        return outcome.total > 0.5
+
+    demos = demonstrate(Pairs, two_legs, 8, horizon=20, success=quick)
+    assert not asked  # demonstrations are kept whatever their reward
+    assert demos.task is not None
+    code = demos.task.choices.codes(np.array([[0, 1]]))[0]  # forwards: right if the goal is at 1, or here
+    success, length = evaluate(
+        demos.task.levels("test", 30),
+        lambda obs, rng: np.full(len(obs["frames"]), code),
+        history=1,
+        horizon=20,
+        rng=np.random.default_rng(0),
+    )
+    assert {(bool(s), int(n)) for s, n in zip(success, length, strict=True)} <= {(True, 4), (False, 20)}
+    assert success.any()
+    assert not success.all()
+    assert all(outcome.steps == 4 and outcome.terminated for outcome in asked if outcome.total > 0.5)
+
+
+def test_failed_episodes_are_dropped_if_asked() -> None:
+    def only_right(obs: Any) -> Any:
+        return np.array([0, 1])
+
+    demos = demonstrate(Pairs, only_right, 3, horizon=20, only_successes=True)
+    assert demos.dropped > 0
+    assert (demos.length < 20).all()
+    with pytest.raises(DataError, match="only 0 of 8 episodes of this policy succeeded, and 2 were asked for"):
+        demonstrate(Pairs, only_right, 2, horizon=20, only_successes=True, success=lambda outcome: False)
+
+
+def test_a_model_with_predict_is_a_policy_too() -> None:
+    class Model:
+        def predict(self, observation: Any, *, deterministic: bool) -> tuple[Any, Any]:
+            assert deterministic
+            return np.array(int(observation[2] > 0)), None  # zero-dimensional, as Stable-Baselines3 gives it
+
+    demos = demonstrate(lambda: gymnasium.make("CartPole-v1"), Model(), 2, horizon=30)
+    assert demos.env_id == "CartPole-v1"
+    assert set(demos.action) == {0, 1}
+
+
+def test_bad_observations_are_named(demos: Demos) -> None:
+    class Broken(Reach):
+        def look(self):
+            return {"at": self.at * (np.nan if self.at > 0.4 else 1), "goal": self.goal}
+
+    with pytest.raises(Diverged, match=r"Broken: an observation is not finite in the episode of seed \d+, step 2"):
+        demonstrate(Broken, lambda obs: np.float32([0.29 + 0.01 * (obs["at"][0] > 0)]), 2, horizon=5, mode="deepcopy")
+    obs = {name: value.copy() for name, value in demos.obs.items()}
+    second = int(demos.length[0]) + 1
+    obs["frames"][second, -1, :4] = np.array([np.inf], np.float32).view(np.uint8)
+    with pytest.raises(Diverged, match=r"not finite in demonstration 1 \(seed \d+\), step 1\."):
+        Demos(**{**vars(demos), "obs": obs})
+
+
+def test_none_is_too_few() -> None:
+    with pytest.raises(DataError, match="0 demonstrations were asked for"):
+        demonstrate(Reach, expert, 0, horizon=5)
+
+
+def test_a_step_limit_is_needed() -> None:
+    with pytest.raises(UsageError, match="Give horizon"):
+        demonstrate(Pairs, two_legs, 1)
+
+
+# ---- Minari ----
+def test_there_and_back() -> None:
+    """Continuous actions, a dictionary of observations: written, read, played again, the same."""
+    demos = demonstrate(Reach, expert, 4, history=2, horizon=20)
+    to_minari(demos, "headstart/reach-v0", **ABOUT)
+    back = from_minari("headstart/reach-v0", Reach, history=2, horizon=20)
+    assert not back.unbranchable
+    for name in ("seed", "length", "action", "state_hash", "exact"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(demos, name), err_msg=name)
+    for name, value in demos.obs.items():
+        np.testing.assert_array_equal(back.obs[name], value)
+    assert back.layout == demos.layout
+    assert len(from_minari("headstart/reach-v0", Reach, episodes=2).length) == 2
+    with pytest.raises(UsageError, match="Give make_env"):
+        from_minari("headstart/reach-v0")
+
+
+def test_minigrids_missions_become_text_and_the_engine_plays_what_comes_back(tmp_path: Path) -> None:
+    demos = collect_demos("BabyAI-GoToObjS6-v1", 2, history=2, cache=tmp_path / "cache")
+    dataset = to_minari(demos, "headstart/gotoobj-v0", **ABOUT)
+    assert str(dataset[0].observations["mission"][0]).startswith("go to the ")
+    back = from_minari(dataset, history=2, horizon=demos.horizon)
+    assert back.task is None  # the engine's
+    np.testing.assert_array_equal(back.state_hash, demos.state_hash)
+    np.testing.assert_array_equal(back.action, demos.action)
+    assert len(branch(back)) == len(back)
+
+
+def test_a_record_that_cannot_be_played_again_is_good_for_imitation_only() -> None:
+    demos = demonstrate(Reach, expert, 3, horizon=20)
+    to_minari(demos, "headstart/reach-v1", **ABOUT)
+
+    class Windy(Reach):
+        def step(self, action: Any):
+            return super().step(action + np.float32(0.01))
+
+    back = from_minari("headstart/reach-v1", Windy, horizon=20)
+    assert "demonstration 0 (seed" in back.unbranchable
+    assert "step 1 shows something else" in back.unbranchable
+    for name, value in demos.obs.items():
+        np.testing.assert_array_equal(back.obs[name], value, err_msg=name)
+    with pytest.raises(UsageError, match="cannot be branched: played again, demonstration 0"):
+        branch(back)
+
+
+def test_a_dataset_that_is_not_here_is_named() -> None:
+    with pytest.raises(DataError, match="minari download headstart/none-v0"):
+        from_minari("headstart/none-v0")
+
+
+def test_practice_needs_no_reward(demos: Demos) -> None:
+    class Secret(Reach):
+        def step(self, action: Any):
+            obs, _, terminated, truncated, info = super().step(action)
+            return obs, "not a number", terminated, truncated, info
+
+    secret = demonstrate(Secret, expert, 2, horizon=20)
+    branches = branch(secret, horizon=2)
+    fresh = make_vec_env(secret, 2).fresh(3, np.random.default_rng(0))
+    fresh.step(uniform_actor(fresh.n_actions)(fresh.observe(), np.random.default_rng(0)))
+    assert len(branches) == len(secret)
