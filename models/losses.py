@@ -52,3 +52,25 @@ def view_loss(logits: tuple[Tensor, ...], target: tuple[Tensor, ...], changed: T
     ).sum(0)  # (B, C)
     weight = torch.where(changed, changed_weight, 1.0)
     return (nats * weight).sum() / weight.sum()
+
+
+def preference_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Direct preference optimisation (arXiv 2305.18290, Eq. 7): -log sigmoid(beta (chosen - rejected)), averaged.
+
+    Both (B,) are log pi(a | s) - log pi_ref(a | s): how much more likely an action is than under the reference.
+    """
+    return -F.logsigmoid(beta * (chosen - rejected)).mean()
+
+
+def rationale_loss(
+    effect_logits: Tensor, margin: Tensor, effect: Tensor, judged: Tensor, *, weight: Tensor | None = None
+) -> Tensor:
+    """Predict what each action will do and how much the judge likes that: -log p(effect) + Huber(margin), in nats.
+
+    ``effect_logits`` (B, A, E) over classes, ``margin`` (B, A), ``effect`` (B, A) true classes, ``judged`` (B, A)
+    the judge's margins, ``weight`` (B,) of each state. Averaged over states and actions. Huber's is quadratic within
+    one nat and linear beyond, so that a few certain judgements do not outweigh all others.
+    """
+    nats = F.cross_entropy(effect_logits.flatten(0, 1), effect.flatten().long(), reduction="none").view_as(margin)
+    nats = nats + F.smooth_l1_loss(margin, judged, reduction="none")
+    return (nats if weight is None else nats * weight.unsqueeze(1)).mean()

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy, view_loss
+from headstart.models.losses import (
+    contrast_loss,
+    preference_loss,
+    rationale_loss,
+    same_future_credit,
+    soft_cross_entropy,
+    view_loss,
+)
 
 
 def near(value: torch.Tensor, wanted: float) -> None:
@@ -127,3 +134,32 @@ def test_view_loss_weighs_cells_over_the_whole_batch() -> None:
 def test_view_loss_needs_a_target_for_each_part() -> None:
     with pytest.raises(ValueError, match="shorter"):
         view_loss((part([0.5, 0.5]), part([0.5, 0.5])), (torch.tensor([[0]]),), torch.tensor([[True]]), 1.0)
+
+
+# ---- preference ----
+def test_preference_loss_worked_by_hand() -> None:
+    """Twice as likely as under the reference against half as likely: a factor of four; and one pair not told apart."""
+    chosen, rejected = torch.log(torch.tensor([2.0, 3.0])), torch.log(torch.tensor([0.5, 3.0]))
+    near(preference_loss(chosen, rejected, 1.0), (math.log(1 + 1 / 4) + math.log(2)) / 2)
+    near(preference_loss(chosen, rejected, 0.5), (math.log(1 + 1 / 2) + math.log(2)) / 2)
+
+
+def test_preference_pushes_both_ways_by_how_wrong_it_is() -> None:
+    """At the reference the gradient is beta / 2 up for the chosen and down for the rejected; it fades when learned."""
+    for apart, share in ((0.0, 1 / 2), (math.log(9.0), 1 / 10)):
+        chosen, rejected = torch.tensor([apart], requires_grad=True), torch.zeros(1, requires_grad=True)
+        preference_loss(chosen, rejected, 1.0).backward()
+        torch.testing.assert_close(chosen.grad, torch.tensor([-share]))
+        torch.testing.assert_close(rejected.grad, torch.tensor([share]))
+
+
+# ---- rationale ----
+def test_rationale_loss_worked_by_hand() -> None:
+    """Two states of two actions: nats of the effects, Huber's distance of the margins, and weights of the states."""
+    p = torch.tensor([[[0.5, 0.5], [0.25, 0.75]], [[0.9, 0.1], [0.2, 0.8]]])
+    effect = torch.tensor([[0, 1], [1, 1]], dtype=torch.uint8)
+    margin, judged = torch.tensor([[0.0, 0.0], [1.0, -1.0]]), torch.tensor([[0.5, -0.5], [4.0, -4.0]])
+    one = -math.log(0.5) - math.log(0.75) + 2 * 0.5 * 0.25
+    other = -math.log(0.1) - math.log(0.8) + 2 * (3 - 0.5)
+    near(rationale_loss(p.log(), margin, effect, judged), (one + other) / 4)
+    near(rationale_loss(p.log(), margin, effect, judged, weight=torch.tensor([2.0, 0.5])), (2 * one + other / 2) / 4)
