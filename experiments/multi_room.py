@@ -5,17 +5,12 @@ python experiments/multi_room.py          is the same as          headstart run 
 
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.pipeline import RL, Experiment, main_arms
-from headstart.learners import BCConfig, ReflectionConfig
+from headstart.learners import BCConfig
 
 # bc is the best of results/multi_room/tuning.csv; budget.csv beside it is why there are so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["multi_room"],
-    main_arms(
-        bc=BCConfig(updates=1500, learning_rate=3e-3, weight_decay=0.01, hidden_past=0.5),
-        bc_memory=4,
-        reflect=ReflectionConfig(),
-        reflect_memory=ENVIRONMENTS["multi_room"].history,
-    ),
+    main_arms(BCConfig(updates=1500, learning_rate=3e-3, weight_decay=0.01, hidden_past=0.5), memory=4),
     RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
 )
 

@@ -98,14 +98,18 @@ class Experiment:
         )
 
 
-def main_arms(bc: BCConfig, bc_memory: int, reflect: ReflectionConfig, reflect_memory: int) -> dict[str, Arm]:
-    """The arms of the main job. ``bc_long`` is bc with as many updates as reflect; iwm ends with bc."""
+def main_arms(bc: BCConfig, memory: int) -> dict[str, Arm]:
+    """The arms of the main job, all with the tuned settings of bc and its memory.
+
+    ``reflect`` has its defaults everywhere, ``bc_long`` is bc with as many updates as ``reflect``, iwm ends with bc.
+    """
+    reflect = ReflectionConfig(bc=bc)
     return {
-        "scratch": Arm(None, bc_memory, rl=True),
-        "bc": Arm(bc, bc_memory, rl=True),
-        "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), bc_memory, rl=False),
-        "iwm": Arm(IWMConfig(bc=bc), bc_memory, rl=False),
-        "reflect": Arm(reflect, reflect_memory, rl=True),
+        "scratch": Arm(None, memory, rl=True),
+        "bc": Arm(bc, memory, rl=True),
+        "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), memory, rl=False),
+        "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
+        "reflect": Arm(reflect, memory, rl=True),
     }
 
 

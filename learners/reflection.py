@@ -29,7 +29,7 @@ from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
 from headstart.envs.simulator import Actor, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.bc import imitation_targets
+from headstart.learners.bc import BCConfig, imitation_targets
 from headstart.learners.learner import Fitted, Log, Practice, finite, silent
 from headstart.models.history import hide_past
 from headstart.models.judge import Judge
@@ -42,54 +42,39 @@ __all__ = ["JudgeConfig", "Reflection", "ReflectionConfig"]
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    members: int = 5
+    members: int = 3
     """Judges whose preferences are averaged: one alone is confident where it has seen nothing."""
     dropout: float = 0.3
     """On the judges' last hidden layer."""
-    updates: int = 900
+    updates: int = 1000
     """Gradient updates of each member."""
-    batch_size: int = 24
-    """Expert states in an update, each with the futures of all actions."""
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
     temperature: float = 1.0
     """Of the judgement that becomes a label."""
 
 
 @dataclass(frozen=True)
 class ReflectionConfig:
+    bc: BCConfig = field(default_factory=BCConfig)
+    """How policy and judges look at demonstrations: batch size, learning rate, weight decay, label smoothing, mirror,
+    hidden pasts. Its ``updates`` are not used."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """How the judge is trained and read."""
+    """How the judges are trained and read."""
     walks: int = 1
     """Random walks from every expert state before the first fit."""
     walk_steps: int = 2
     """Steps of each of these walks."""
     rounds: int = 2
     """Rounds of practice on fresh levels with the policy so far."""
-    levels: int = 60
+    levels: int = 256
     """Fresh levels in a round."""
     level_steps: int = 60
     """Longest episode on a fresh level."""
+    states: int = 2000
+    """States of these episodes, drawn at random, in which every action is tried."""
     updates: int = 500
     """Gradient updates of the policy before the first round."""
     round_updates: int = 1500
     """Gradient updates of the policy after each round."""
-    batch_size: int = 64
-    """Expert states in an update, and as many of the agent's own."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of each fit."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
-    label_smoothing: float = 0.1
-    """On the expert's actions, as in bc."""
-    mirror: bool = True
-    """Learn from mirrored demonstrations, futures and own states too."""
-    hidden_past: float = 0.5
-    """Share of the expert's states whose past is hidden, as in bc."""
-    hidden_actions: float = 0.0
-    """Share of the expert's states whose past actions are hidden."""
     own_weight: float = 4.0
     """Weight of the self-labelled states beside the expert's."""
 
@@ -111,16 +96,18 @@ class Reflection:
         self.policy, self.config, self.seed, self.log = policy, config or ReflectionConfig(), seed, log
         torch.manual_seed(seed)
         judge = self.config.judge
-        self.judges = [Judge(policy.n_words, dropout=judge.dropout).to(policy.device) for _ in range(judge.members)]
+        self.judges = [
+            Judge(policy.new_extractor(), dropout=judge.dropout).to(policy.device) for _ in range(judge.members)
+        ]
         self.updates = self.env_steps = 0
 
     # ---- losses ----
     def judge_loss(
-        self, judge: Judge, frame: Tensor, future: Tensor, revisit: Tensor, mission: Tensor, action: Tensor
+        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, revisit: Tensor, action: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Find the expert's future: frame (B, F), future (B, A, F), revisit (B, A), mission (B, L), action (B,)."""
+        """Find the expert's future: observations (B, ...), futures (B, A, F), revisits (B, A), actions (B,)."""
         credit = same_future_credit(future, action)  # (B, A)
-        score = judge(frame, future, revisit, mission)  # (B, A)
+        score = judge(obs, future, revisit)  # (B, A)
         loss = contrast_loss(score, credit)
         accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
         return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
@@ -131,7 +118,7 @@ class Reflection:
         """Imitate the expert (target (B, A), weight (B,)) and one's own judgement (label (B', A))."""
         both = {name: torch.cat([expert_obs[name], own_obs[name]]) for name in expert_obs}
         expert, own = self.policy.logits(both).split([len(target), len(label)])
-        imitation = soft_cross_entropy(expert, target, weight=weight, label_smoothing=self.config.label_smoothing)
+        imitation = soft_cross_entropy(expert, target, weight=weight, label_smoothing=self.config.bc.label_smoothing)
         judged = soft_cross_entropy(own, label)
         loss = imitation + self.config.own_weight * judged
         agreed = target.gather(1, expert.argmax(1, keepdim=True)).flatten()
@@ -145,24 +132,25 @@ class Reflection:
     # ---- stages ----
     def fit_judges(self, branches: Branches) -> dict[str, float]:
         """Stage 1, on branches at expert states. Members differ in their first weights and in what they see when."""
-        c, device = self.config.judge, self.policy.device
+        c, bc, device = self.config.judge, self.config.bc, self.policy.device
         generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if self.config.mirror else [branches]
-        frame, future, revisit, mission, action = (
+        seen = [branches, mirror_branches(branches)] if bc.mirror else [branches]
+        future, revisit, action = (
             torch.as_tensor(np.concatenate(parts), device=device)
-            for parts in zip(
-                *((b.frame, b.future[:, :, 0], b.revisit, b.obs["mission"], b.expert_action) for b in seen), strict=True
-            )
+            for parts in zip(*((b.future[:, :, 0], b.revisit, b.expert_action) for b in seen), strict=True)
         )
+        obs = as_tensors({name: np.concatenate([b.obs[name] for b in seen]) for name in branches.obs}, device)
         metrics: dict[str, float] = {}
         for judge in self.judges:
             optimizer, schedule = adamw(
-                judge.parameters(), learning_rate=c.learning_rate, weight_decay=c.weight_decay, updates=c.updates
+                judge.parameters(), learning_rate=bc.learning_rate, weight_decay=bc.weight_decay, updates=c.updates
             )
             judge.train()
             for update in trange(c.updates, desc="judge", unit="update", delay=2, leave=False, disable=None):
-                i = torch.randint(len(action), (c.batch_size,), generator=generator).to(device)
-                loss, metrics = self.judge_loss(judge, frame[i], future[i], revisit[i], mission[i], action[i])
+                i = torch.randint(len(action), (bc.batch_size,), generator=generator).to(device)
+                batch = {name: value[i] for name, value in obs.items()}
+                batch = hide_past(batch, self.policy.n_actions, bc.hidden_past, bc.hidden_actions, generator)
+                loss, metrics = self.judge_loss(judge, batch, future[i], revisit[i], action[i])
                 finite(loss, "reflect (judge)", update)
                 optimizer.zero_grad()
                 loss.backward()
@@ -173,27 +161,29 @@ class Reflection:
         return metrics
 
     @torch.no_grad()
-    def label(self, branches: Branches) -> NDArray[np.float32]:
-        """Stage 3: preference (N, A) among the executed futures, the geometric mean of the judges'."""
+    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """Stage 3: preference (N, A) among the executed futures, the geometric mean of the judges'.
+
+        ``states`` (N) are those that have been branched; a judge of futures needs them no more.
+        """
         device, labels = self.policy.device, []
         for i in range(0, len(branches), 512):
             part = slice(i, i + 512)
-            case = [
-                torch.as_tensor(x[part], device=device)
-                for x in (branches.frame, branches.future[:, :, 0], branches.revisit, branches.obs["mission"])
-            ]
-            log_p = torch.stack([torch.log_softmax(judge(*case), dim=1) for judge in self.judges])
+            obs = as_tensors({name: value[part] for name, value in branches.obs.items()}, device)
+            future = torch.as_tensor(branches.future[part, :, 0], device=device)
+            revisit = torch.as_tensor(branches.revisit[part], device=device)
+            log_p = torch.stack([torch.log_softmax(judge(obs, future, revisit), dim=1) for judge in self.judges])
             labels.append(torch.softmax(log_p.mean(0) / self.config.judge.temperature, dim=1))
         return torch.cat(labels).cpu().numpy()
 
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
         """Stage 4, on the demonstrations and all own states so far."""
-        c, policy = self.config, self.policy
+        bc, policy = self.config.bc, self.policy
         generator = torch.Generator().manual_seed(self.seed + self.updates)
-        expert_obs, target, weight = imitation_targets(policy, demos, c.mirror)
+        expert_obs, target, weight = imitation_targets(policy, demos, bc.mirror)
         own_obs = {name: np.concatenate([b.obs[name] for b in own]) for name in demos.obs}
         label = np.concatenate(labels)
-        if c.mirror:
+        if bc.mirror:
             mirrored = mirror_obs(own_obs)
             own_obs = {name: np.concatenate([value, mirrored[name]]) for name, value in own_obs.items()}
             label = np.concatenate([label, label[:, mirror_action(np.arange(policy.n_actions))]])
@@ -201,17 +191,17 @@ class Reflection:
         target, weight, label = (torch.as_tensor(x, device=policy.device) for x in (target, weight, label))
         optimizer, schedule = adamw(
             policy.actor_parameters(),
-            learning_rate=c.learning_rate,
-            weight_decay=c.weight_decay,
+            learning_rate=bc.learning_rate,
+            weight_decay=bc.weight_decay,
             updates=updates,
         )
         metrics: dict[str, float] = {}
         for update in trange(updates, desc="learn", unit="update", delay=2, leave=False, disable=None):
-            i = torch.randint(len(target), (c.batch_size,), generator=generator).to(policy.device)
-            j = torch.randint(len(label), (c.batch_size,), generator=generator).to(policy.device)
+            i = torch.randint(len(target), (bc.batch_size,), generator=generator).to(policy.device)
+            j = torch.randint(len(label), (bc.batch_size,), generator=generator).to(policy.device)
             expert = {name: value[i] for name, value in expert_obs.items()}
             loss, metrics = self.policy_loss(
-                hide_past(expert, policy.n_actions, c.hidden_past, c.hidden_actions, generator),
+                hide_past(expert, policy.n_actions, bc.hidden_past, bc.hidden_actions, generator),
                 target[i],
                 weight[i],
                 {name: value[j] for name, value in own_obs.items()},
@@ -232,28 +222,29 @@ class Reflection:
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
         judged = self.fit_judges(branches)
 
-        own, labels = [branches], [self.label(branches)]  # the expert's states, which have been branched already
+        expert_states = collect.replay(demos)
+        own, labels = [branches], [self.label(branches, expert_states)]
+
+        def practise_from(start: Simulator, actor: Actor, steps: int) -> None:
+            """Stages 2 and 3: act, try every action in some of the states that were reached, judge the futures."""
+            states, walked = collect.practise(start, actor, steps=steps, rng=rng)
+            if len(states) > c.states:
+                states = states.fork(rng.choice(len(states), c.states, replace=False))
+            own.append(collect.branch(states))
+            labels.append(self.label(own[-1], states))
+            self.env_steps += walked + own[-1].env_steps
+
         if c.walks:
-            around = collect.replay(demos).fork(np.repeat(np.arange(len(demos)), c.walks))
+            around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
             wander = uniform_actor(around.n_actions)
             self.env_steps += around.step(wander(around.observe(), rng))  # away from there
-            own.append(self._practise(around, wander, c.walk_steps - 1, rng))
-            labels.append(self.label(own[-1]))
+            practise_from(around, wander, c.walk_steps - 1)
         metrics = self.fit_policy(demos, own, labels, c.updates)
         for _ in range(c.rounds):
-            fresh = practise.fresh(c.levels, rng)
-            own.append(self._practise(fresh, self.policy.actor(), c.level_steps, rng))
-            labels.append(self.label(own[-1]))
+            practise_from(practise.fresh(c.levels, rng), self.policy.actor(), c.level_steps)
             metrics = self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
         return Fitted(self.updates, self.env_steps, {**judged, **metrics})
-
-    def _practise(self, start: Simulator, actor: Actor, steps: int, rng: np.random.Generator) -> Branches:
-        """Stage 2: act, then try every action in every state that was reached."""
-        states, walked = collect.practise(start, actor, steps=steps, rng=rng)
-        branches = collect.branch(states)
-        self.env_steps += walked + branches.env_steps
-        return branches
 
     def _count(self, metrics: dict[str, float]) -> None:
         self.updates += 1

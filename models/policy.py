@@ -4,6 +4,7 @@ Legend: B states in a batch, T = history + 1 frames, F bytes of a frame, L missi
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -118,6 +119,11 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
     def read(self, obs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The parts of an observation that the policy looks at: two states that agree in them are one to it."""
         return self.features_extractor.read(obs)  # type: ignore[operator]
+
+    def new_extractor(self) -> BaseFeaturesExtractor:
+        """Another network like the trunk, with fresh weights drawn in the same way, to read what the policy reads."""
+        extractor = self.features_extractor_class(self.observation_space, **self.features_extractor_kwargs)
+        return extractor.apply(partial(self.init_weights, gain=2**0.5))
 
     def features(self, obs: dict[str, Tensor]) -> Tensor:
         """(B, D): what the actor, the critic and the world model read."""

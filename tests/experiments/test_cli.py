@@ -160,8 +160,8 @@ def test_every_environment_has_its_script(name: str):
     assert experiment == pipeline.Experiment.of(ENVIRONMENTS[name], experiment.arms, experiment.rl)
     assert list(experiment.arms) == ["scratch", "bc", "bc_long", "iwm", "reflect"]
     assert all(0 <= arm.memory <= experiment.history for arm in experiment.arms.values())
-    bc, reflect = experiment.arms["bc"], experiment.arms["reflect"]
-    assert experiment.arms == pipeline.main_arms(bc.learner, bc.memory, reflect.learner, reflect.memory)
+    bc = experiment.arms["bc"]
+    assert experiment.arms == pipeline.main_arms(bc.learner, bc.memory)
     source = (EXPERIMENTS / f"{name}.py").read_text()
     assert source.splitlines()[0].startswith('"""')
     assert f"python experiments/{name}.py " in source

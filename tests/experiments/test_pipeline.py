@@ -27,7 +27,8 @@ from headstart.learners import PPO, BCConfig, IWMConfig, JudgeConfig, Reflection
 BC = BCConfig(updates=6, batch_size=8)
 IWM = IWMConfig(updates=4, batch_size=8, bc=BC)
 REFLECT = ReflectionConfig(
-    judge=JudgeConfig(members=1, dropout=0.3, updates=52, batch_size=4),
+    bc=BC,
+    judge=JudgeConfig(members=1, dropout=0.3, updates=52),
     walks=1,
     walk_steps=2,
     rounds=1,
@@ -35,7 +36,6 @@ REFLECT = ReflectionConfig(
     level_steps=6,
     updates=4,
     round_updates=3,
-    batch_size=8,
 )
 TINY = Experiment(
     name="tiny",
@@ -296,14 +296,16 @@ def test_an_experiment_says_what_the_registry_says() -> None:
 
 
 def test_the_main_arms_differ_in_what_is_compared() -> None:
-    arms = pipeline.main_arms(bc=BC, bc_memory=0, reflect=REFLECT, reflect_memory=2)
-    assert list(arms) == ["scratch", "bc", "bc_long", "iwm", "reflect"]
-    assert arms["bc"] == Arm(BC, memory=0, rl=True)
-    assert arms["scratch"] == Arm(None, memory=0, rl=True)
-    assert arms["bc_long"] == Arm(dataclasses.replace(BC, updates=52 + 4 + 3), memory=0, rl=False)
-    assert arms["iwm"].learner == IWMConfig(bc=BC)
-    assert arms["reflect"] == Arm(REFLECT, memory=2, rl=True)
-    assert not arms["iwm"].rl
+    arms = pipeline.main_arms(BC, memory=2)
+    reflect = ReflectionConfig(bc=BC)
+    assert arms == {
+        "scratch": Arm(None, memory=2, rl=True),
+        "bc": Arm(BC, memory=2, rl=True),
+        "bc_long": Arm(dataclasses.replace(BC, updates=reflect.total_updates), memory=2, rl=False),
+        "iwm": Arm(IWMConfig(bc=BC), memory=2, rl=False),
+        "reflect": Arm(reflect, memory=2, rl=True),
+    }
+    assert reflect.total_updates > BC.updates
 
 
 # ---- same seed, same bytes ----

@@ -19,13 +19,15 @@ from headstart.envs.mirror import mirror_branches, mirror_obs
 from headstart.envs.simulator import Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import PPO, JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners import PPO, BCConfig, JudgeConfig, Reflection, ReflectionConfig
 from headstart.learners.bc import imitation_targets
 from headstart.models import HeadstartPolicy
+from headstart.models.policy import as_tensors
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 SMALL = ReflectionConfig(
-    judge=JudgeConfig(members=2, dropout=0.1, updates=4, batch_size=6),
+    bc=BCConfig(batch_size=8, learning_rate=1e-3),
+    judge=JudgeConfig(members=2, dropout=0.1, updates=4),
     walks=2,
     walk_steps=3,
     rounds=2,
@@ -33,7 +35,6 @@ SMALL = ReflectionConfig(
     level_steps=5,
     updates=3,
     round_updates=2,
-    batch_size=8,
 )
 UPDATES = 2 * 4 + 3 + 2 * 2
 
@@ -74,7 +75,12 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def with_score(score: Tensor) -> Any:
     """A judge that gives these scores."""
-    return lambda frame, future, revisit, mission: score[: len(frame)]
+    return lambda obs, future, revisit: score[: len(future)]
+
+
+def small(**changes: Any) -> ReflectionConfig:
+    """SMALL with other settings for how it looks at demonstrations."""
+    return dataclasses.replace(SMALL, bc=dataclasses.replace(SMALL.bc, **changes))
 
 
 # ---- losses ----
@@ -84,9 +90,8 @@ def test_judge_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     future[0, 1], future[1, 0], future[1, 1] = 7, 8, 9
     score = torch.log(torch.tensor([[1.0, 5.0, 2.0], [3.0, 4.0, 1.0]]))  # eighths
     learner = Reflection(fresh_policy(env), SMALL)
-    frame, revisit = torch.zeros(2, 50, dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.bool)
-    mission = torch.zeros(2, 4, dtype=torch.uint8)
-    loss, metrics = learner.judge_loss(with_score(score), frame, future, revisit, mission, torch.tensor([0, 1]))
+    revisit = torch.zeros(2, 3, dtype=torch.bool)
+    loss, metrics = learner.judge_loss(with_score(score), {}, future, revisit, torch.tensor([0, 1]))
     assert float(loss) == pytest.approx((-math.log(3 / 8) - math.log(4 / 8)) / 2)
     assert metrics == {"reflect/judge_loss": pytest.approx(float(loss)), "reflect/judge_accuracy": 0.5}
 
@@ -96,7 +101,7 @@ def test_policy_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     p = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
     target, weight = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]), torch.tensor([0.5, 2.0])
     label = torch.tensor([[0.1, 0.9, 0.0], [0.0, 0.5, 0.5]])
-    config = dataclasses.replace(SMALL, label_smoothing=0.3, own_weight=2.0)
+    config = dataclasses.replace(small(label_smoothing=0.3), own_weight=2.0)
     learner = Reflection(fresh_policy(env), config)
     seen: list[dict[str, Tensor]] = []
     learner.policy = SimpleNamespace(logits=lambda obs: (seen.append(obs), torch.log(p))[1])  # type: ignore[assignment]
@@ -114,6 +119,9 @@ def test_policy_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
         "reflect/own_loss": pytest.approx(judged),
         "reflect/own_agreement": 0.5,
     }
+
+
+NOBODY: Any = None  # the states behind the branches, which judges of futures do not need
 
 
 def unlabelled(n: int, mission: np.ndarray) -> Branches:
@@ -138,7 +146,7 @@ def test_labels_are_the_geometric_mean_of_the_judges(env: HeadstartVecEnv) -> No
         judge = dataclasses.replace(SMALL.judge, temperature=temperature)
         learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, judge=judge))
         learner.judges = [with_score(scores[0] + 7), with_score(scores[1])]  # scores are known up to a constant
-        label = learner.label(many)
+        label = learner.label(many, NOBODY)
         wanted = weight ** (1 / temperature)
         np.testing.assert_allclose(label, np.broadcast_to(wanted / wanted.sum(), (600, 3)), rtol=1e-5)
 
@@ -147,8 +155,8 @@ def test_every_state_is_judged_by_its_own_mission(env: HeadstartVecEnv) -> None:
     """In every chunk: a judge that prefers the action which the mission names."""
     told = np.random.default_rng(0).integers(3, size=(600, 1), dtype=np.uint8)
     learner = Reflection(fresh_policy(env), SMALL)
-    learner.judges = [lambda frame, future, revisit, mission: 50.0 * F.one_hot(mission[:, 0].long(), 3)]  # type: ignore[list-item]
-    np.testing.assert_allclose(learner.label(unlabelled(600, told)), np.eye(3)[told[:, 0]], atol=1e-6)
+    learner.judges = [lambda obs, future, revisit: 50.0 * F.one_hot(obs["mission"][:, 0].long(), 3)]  # type: ignore[list-item]
+    np.testing.assert_allclose(learner.label(unlabelled(600, told), NOBODY), np.eye(3)[told[:, 0]], atol=1e-6)
 
 
 def test_labels_do_not_depend_on_dropout_or_on_what_stands_beside_them(
@@ -159,11 +167,11 @@ def test_labels_do_not_depend_on_dropout_or_on_what_stands_beside_them(
     start = replay(demos).fork(np.tile(np.arange(len(demos)), 12))
     own = branch(practise(start, uniform_actor(7), steps=2, rng=np.random.default_rng(0))[0])
     assert len(own) > 512  # more than one chunk
-    label = learner.label(own)
+    label = learner.label(own, NOBODY)
     np.testing.assert_allclose(label.sum(1), 1, rtol=1e-5)
-    np.testing.assert_equal(label, learner.label(own))
+    np.testing.assert_equal(label, learner.label(own, NOBODY))
     few = branch(practise(start.fork(np.arange(5)), uniform_actor(7), steps=0, rng=np.random.default_rng())[0])
-    np.testing.assert_allclose(learner.label(few), label[:5], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(learner.label(few, NOBODY), label[:5], rtol=1e-4, atol=1e-6)
 
 
 # ---- what each stage touches ----
@@ -194,15 +202,11 @@ def test_training_the_policy_touches_neither_the_judges_nor_the_critic(
 
 
 def test_the_judge_learns_the_experts_futures_by_heart(env: HeadstartVecEnv, branches: Branches) -> None:
-    judge = JudgeConfig(members=1, dropout=0.0, updates=150, batch_size=32, learning_rate=3e-3)
-    learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, judge=judge))
-    whole = [
-        torch.as_tensor(part)
-        for part in (
-            *(branches.frame, branches.future[:, :, 0], branches.revisit),
-            *(branches.obs["mission"], branches.expert_action),
-        )
-    ]
+    judge = JudgeConfig(members=1, dropout=0.0, updates=150)
+    config = dataclasses.replace(small(batch_size=32, learning_rate=3e-3), judge=judge)
+    learner = Reflection(fresh_policy(env), config)
+    parts = branches.future[:, :, 0], branches.revisit, branches.expert_action
+    whole = [as_tensors(branches.obs, "cpu"), *(torch.as_tensor(part) for part in parts)]
     with torch.no_grad():
         _, before = learner.judge_loss(learner.judges[0], *whole)
     learner.fit_judges(branches)
@@ -210,7 +214,7 @@ def test_the_judge_learns_the_experts_futures_by_heart(env: HeadstartVecEnv, bra
         _, after = learner.judge_loss(learner.judges[0], *whole)
     assert after["reflect/judge_accuracy"] > 0.9 > before["reflect/judge_accuracy"]
     assert after["reflect/judge_loss"] < 0.3 < before["reflect/judge_loss"]
-    label = learner.label(branches)
+    label = learner.label(branches, NOBODY)
     same = (branches.future[:, :, 0] == branches.future[np.arange(len(branches)), branches.expert_action, :1]).all(2)
     assert (label * same).sum(1).mean() > 0.8
 
@@ -218,7 +222,7 @@ def test_the_judge_learns_the_experts_futures_by_heart(env: HeadstartVecEnv, bra
 def test_the_policy_takes_over_the_judgement(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     """Where the label is one's own alone, the policy comes to it: the states and labels are not mixed up."""
     policy = fresh_policy(env)
-    config = dataclasses.replace(SMALL, batch_size=48, learning_rate=3e-3, label_smoothing=0.0)
+    config = small(batch_size=48, learning_rate=3e-3, label_smoothing=0.0)
     label = np.eye(7, dtype=np.float32)[demos.action]  # the expert's states once more, judged as the expert would
     Reflection(policy, config).fit_policy(demos, [branches], [label], updates=120)
     assert (policy.probabilities(demos.obs).argmax(1) == demos.action).mean() > 0.95
@@ -240,7 +244,7 @@ def test_the_label_of_a_mirrored_state_is_the_mirrored_label(
     label = np.random.default_rng(0).dirichlet(np.ones(7), size=len(branches)).astype(np.float32)
     plain = dict(zip(same_bytes(branches.obs), label, strict=True))
     reflected = dict(zip(same_bytes(mirror_obs(branches.obs)), label[:, LEFT_IS_RIGHT], strict=True))
-    config = dataclasses.replace(SMALL, mirror=mirror, hidden_past=0.0)
+    config = small(mirror=mirror, hidden_past=0.0)
     learner, seen = Reflection(fresh_policy(env), config), []
     loss, (rows, target, weight) = learner.policy_loss, imitation_targets(learner.policy, demos, mirror)
     experts = dict(zip(same_bytes(rows), zip(target, weight, strict=True), strict=True))
@@ -266,19 +270,21 @@ def test_judges_see_the_mirror_image_as_often(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, branches: Branches, mirror: bool
 ) -> None:
     def cases(b: Branches) -> set[tuple[bytes, ...]]:
-        parts = b.frame, b.future[:, :, 0], b.revisit, b.obs["mission"], b.expert_action
+        parts = *b.obs.values(), b.future[:, :, 0], b.revisit, b.expert_action
         return {tuple(x.tobytes() for x in case) for case in zip(*parts, strict=True)}
 
     plain, reflected = cases(branches), cases(mirror_branches(branches))
-    config = dataclasses.replace(SMALL, mirror=mirror, judge=dataclasses.replace(SMALL.judge, updates=20))
+    config = small(mirror=mirror, hidden_past=0.0)
+    config = dataclasses.replace(config, judge=dataclasses.replace(SMALL.judge, updates=20))
     learner, seen = Reflection(fresh_policy(env), config), []
     loss = learner.judge_loss
 
-    def watched(judge: Any, *parts: Tensor) -> Any:
-        found = [tuple(x.tobytes() for x in case) for case in zip(*(part.numpy() for part in parts), strict=True)]
+    def watched(judge: Any, obs: dict[str, Tensor], *parts: Tensor) -> Any:
+        arrays = [part.numpy() for part in (*obs.values(), *parts)]
+        found = [tuple(x.tobytes() for x in case) for case in zip(*arrays, strict=True)]
         assert set(found) <= (plain | reflected if mirror else plain)
         seen.extend(case in plain for case in found)
-        return loss(judge, *parts)
+        return loss(judge, obs, *parts)
 
     monkeypatch.setattr(learner, "judge_loss", watched)
     learner.fit_judges(branches)
@@ -288,7 +294,7 @@ def test_judges_see_the_mirror_image_as_often(
 def test_the_mirror_costs_no_step(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     steps = []
     for mirror in (False, True):  # without rounds, whose steps depend on the policy
-        config = dataclasses.replace(SMALL, mirror=mirror, rounds=0)
+        config = dataclasses.replace(small(mirror=mirror), rounds=0)
         steps.append(Reflection(fresh_policy(env), config).fit(demos, branches, env).env_steps)
     assert steps[0] == steps[1] > 0
 
@@ -296,7 +302,7 @@ def test_the_mirror_costs_no_step(env: HeadstartVecEnv, demos: Demos, branches: 
 def test_pasts_are_hidden_of_expert_states_only(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
-    learner, seen = Reflection(fresh_policy(env), dataclasses.replace(SMALL, hidden_past=0.5, hidden_actions=0.5)), []
+    learner, seen = Reflection(fresh_policy(env), small(hidden_past=0.5, hidden_actions=0.5)), []
     loss = learner.policy_loss
 
     def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor) -> Any:
@@ -383,7 +389,22 @@ def test_it_learns_from_expert_states_walks_and_all_rounds_so_far(
     assert own[0] is branches
     assert all((practised.expert_action == -1).all() for practised in own[1:])
     for states, label in zip(own, labels, strict=True):
-        np.testing.assert_equal(label, learner.label(states))
+        np.testing.assert_equal(label, learner.label(states, NOBODY))
+
+
+def test_of_many_states_some_are_branched(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, states=4))
+    calls, fit_policy = [], learner.fit_policy
+
+    def watched(demos: Demos, own: list[Branches], labels: list[np.ndarray], updates: int) -> dict[str, float]:
+        calls.append([len(part) for part in own])
+        return fit_policy(demos, own, labels, updates)
+
+    learner.fit_policy = watched  # type: ignore[method-assign]
+    fitted = learner.fit(demos, branches, env)
+    assert calls[-1] == [len(demos), 4, 4, 4]
+    walked = 3 * 5  # at most, in each round; and around the demonstrations
+    assert fitted.env_steps <= 3 * 4 * 7 + 2 * walked + SMALL.walks * SMALL.walk_steps * len(demos)
 
 
 def test_walks_may_be_left_out(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:

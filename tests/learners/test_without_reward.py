@@ -21,10 +21,8 @@ CONFIGS = {
     BCConfig: BC,
     IWMConfig: IWMConfig(updates=3, batch_size=8, bc=BC),
     ReflectionConfig: ReflectionConfig(
+        bc=BC,
         judge=JudgeConfig(updates=3),
-        mirror=True,
-        hidden_past=0.3,
-        hidden_actions=0.3,
         updates=3,
         rounds=2,
         round_updates=3,
