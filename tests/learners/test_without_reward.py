@@ -12,7 +12,16 @@ from headstart.envs.collect import branch, collect_demos, practise, replay
 from headstart.envs.simulator import GridStates, Simulator, uniform_actor
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import LEARNERS, PPO, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig
+from headstart.learners import (
+    LEARNERS,
+    PPO,
+    BCConfig,
+    InverseConfig,
+    IWMConfig,
+    JudgeConfig,
+    PreferenceConfig,
+    ReflectionConfig,
+)
 from headstart.models import HeadstartPolicy
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
@@ -20,6 +29,8 @@ BC = BCConfig(updates=3, batch_size=8, mirror=True, hidden_past=0.3, hidden_acti
 CONFIGS = {
     BCConfig: BC,
     IWMConfig: IWMConfig(updates=3, batch_size=8, bc=BC),
+    InverseConfig: InverseConfig(updates=3, batch_size=8, horizon=2, bc=BC),
+    PreferenceConfig: PreferenceConfig(updates=3, batch_size=8, bc=BC),
     ReflectionConfig: ReflectionConfig(
         bc=BC,
         judge=JudgeConfig(updates=3),

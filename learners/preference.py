@@ -1,0 +1,113 @@
+"""Preference: make the expert's action more likely than one's own that led elsewhere (DPO, arXiv 2305.18290).
+
+    1. L_IL, which gives the reference        pi_ref = pi
+    2. L = -log sigmoid(beta [log pi(a_i | s_i)   - log pi_ref(a_i | s_i)]
+                      - beta [log pi(a_i^k | s_i) - log pi_ref(a_i^k | s_i)])
+
+over all expert states s_i and all of one's own actions a_i^k there whose future differs from the expert's. An action
+that leads where the expert's leads is no worse, and is not pushed down. The pairs are those that reflection's judge
+learns from; here they teach the policy at the expert's states and nowhere else, and no future is looked at but to
+find the pairs.
+
+DPO's preferences come from people who compare answers; here the expert is taken to prefer what it did. Only the
+difference of two likelihoods is trained, so both may fall: "preference/expert_gain" tells.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from headstart.envs.errors import UsageError
+from headstart.envs.mirror import mirror_branches
+from headstart.envs.transitions import Branches, Demos
+from headstart.learners.bc import BC, BCConfig
+from headstart.learners.learner import Fitted, Log, Practice, finite, silent
+from headstart.models.history import hide_past
+from headstart.models.losses import preference_loss, same_future_credit
+from headstart.models.optimizer import adamw
+from headstart.models.policy import HeadstartPolicy, as_tensors
+
+__all__ = ["Preference", "PreferenceConfig"]
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    updates: int = 500
+    """Gradient updates of the preference stage, after imitation."""
+    batch_size: int = 64
+    """Pairs in an update."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of the preference stage."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay: the reference is what holds the policy."""
+    beta: float = 0.1
+    """How strongly the policy is held at the reference: the smaller, the further apart a pair is pushed."""
+    bc: BCConfig = field(default_factory=BCConfig)
+    """The imitation stage that comes first."""
+
+    @property
+    def total_updates(self) -> int:
+        """Gradient updates that a fit makes, imitation included."""
+        return self.updates + self.bc.total_updates
+
+
+class Preference:
+    def __init__(
+        self, policy: HeadstartPolicy, config: PreferenceConfig | None = None, *, seed: int = 0, log: Log = silent
+    ):
+        self.policy, self.config, self.seed, self.log = policy, config or PreferenceConfig(), seed, log
+
+    def loss(
+        self, obs: dict[str, Tensor], reference: Tensor, chosen: Tensor, rejected: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Preference loss: observations (B, ...), the reference's logits (B, A), the expert's and own actions (B,)."""
+        gain = torch.log_softmax(self.policy.logits(obs), dim=1) - torch.log_softmax(reference, dim=1)
+        up, down = (gain.gather(1, action.unsqueeze(1)).flatten() for action in (chosen, rejected))
+        loss = preference_loss(up, down, self.config.beta)
+        return loss, {
+            "preference/loss": float(loss.detach()),
+            "preference/accuracy": float((up > down).float().mean()),
+            "preference/expert_gain": float(up.detach().mean()),  # nats; below zero it has become less likely
+            "preference/own_gain": float(down.detach().mean()),
+        }
+
+    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
+        """Two stages: imitate, then prefer the expert's actions to one's own with another future."""
+        if branches is None or (branches.expert_action < 0).any():
+            raise UsageError(
+                "Preference compares the expert's actions with one's own in the expert's states: pass "
+                "fit(demos, branches), from envs.branch(demos)."
+            )
+        c, policy = self.config, self.policy
+        imitation = BC(policy, c.bc, seed=self.seed, log=self.log).fit(demos)
+        reference = copy.deepcopy(policy).requires_grad_(False)
+        generator = torch.Generator().manual_seed(self.seed)
+        seen = [branches, mirror_branches(branches)] if c.bc.mirror else [branches]
+        obs = as_tensors({name: np.concatenate([b.obs[name] for b in seen]) for name in branches.obs}, policy.device)
+        expert = torch.as_tensor(np.concatenate([b.expert_action for b in seen]), device=policy.device)
+        future = torch.as_tensor(np.concatenate([b.future[:, :, 0] for b in seen]), device=policy.device)
+        pairs = (~same_future_credit(future, expert)).nonzero()  # (M, 2): state, own action
+        if not len(pairs):
+            raise UsageError("Preference has nothing to compare: in no state does an action lead elsewhere.")
+        optimizer, schedule = adamw(
+            policy.actor_parameters(), learning_rate=c.learning_rate, weight_decay=c.weight_decay, updates=c.updates
+        )
+        metrics: dict[str, float] = {}
+        for update in trange(c.updates, desc="prefer", unit="update", delay=2, leave=False, disable=None):
+            i, k = pairs[torch.randint(len(pairs), (c.batch_size,), generator=generator).to(pairs.device)].unbind(1)
+            batch = {name: value[i] for name, value in obs.items()}
+            batch = hide_past(batch, policy.n_actions, c.bc.hidden_past, c.bc.hidden_actions, generator)
+            loss, metrics = self.loss(batch, reference.logits(batch), expert[i], k)
+            finite(loss, "preference", update)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if (update + 1) % 50 == 0:
+                self.log(c.bc.total_updates + update + 1, metrics)
+        policy.warm_start = "preference"
+        return Fitted(updates=imitation.updates + c.updates, metrics={**imitation.metrics, **metrics})
