@@ -13,10 +13,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from headstart.envs.collect import collect_demos
-from headstart.envs.errors import Diverged
+from headstart.envs.errors import Diverged, UsageError
 from headstart.envs.transitions import Demos
-from headstart.envs.vector import make_vec_env
-from headstart.learners import BC, PPO, BCConfig
+from headstart.envs.vector import Advance, HeadstartVecEnv, make_vec_env
+from headstart.learners import BC, IWM, PPO, BCConfig
 from headstart.models import HeadstartPolicy
 from headstart.models.policy import as_tensors
 
@@ -87,7 +87,7 @@ def test_ppo_starts_from_the_logits_of_the_fitted_policy(made: Callable[..., PPO
 def test_while_the_critic_learns_alone_trunk_and_actor_stay_bit_identical(made: Callable[..., PPO]) -> None:
     model = made(critic_updates=3)
     before = weights(model.policy)
-    model.learn(3 * ROLLOUT)
+    model.learn(3 * ROLLOUT, callback=Watch(after=lambda: model.rollout_buffer.returns.fill(0.5)))
     assert same(model.policy, before, critic=False) == {True}
     assert same(model.policy, before, critic=True) == {False}
     assert model.actor_started_at is None
@@ -99,9 +99,29 @@ def test_while_the_critic_learns_alone_trunk_and_actor_stay_bit_identical(made: 
 def test_the_actor_starts_as_soon_as_the_critic_explains_enough(made: Callable[..., PPO]) -> None:
     model = made(critic_updates=100, critic_variance=-1e9)
     before = weights(model.policy)
-    model.learn(ROLLOUT)
+    model.learn(ROLLOUT, callback=Watch(after=lambda: model.rollout_buffer.returns[:1].fill(1.0)))
     assert model.actor_started_at == ROLLOUT
     assert False in same(model.policy, before, critic=False)
+
+
+def test_the_critics_values_begin_at_zero(made: Callable[..., PPO]) -> None:
+    for warm in (True, False):
+        model, values = made(warm=warm), []
+        model.learn(ROLLOUT, callback=Watch(after=lambda m=model, v=values: v.append(m.rollout_buffer.values.copy())))
+        assert (values[0] == 0).all() == warm
+
+
+def test_the_critics_optimizer_goes_on_from_rollout_to_rollout(made: Callable[..., PPO]) -> None:
+    model, batches = made(critic_updates=3), 2 * ROLLOUT // 64  # two epochs
+    model.learn(5 * ROLLOUT)
+    trunk, actor, critic = ([model.policy.optimizer.state[p] for p in g["params"]] for g in groups(model))
+    assert {int(state["step"]) for state in critic} == {5 * batches}
+    assert {int(state["step"]) for state in [*trunk, *actor]} == {2 * batches}  # from the actor's start on
+
+
+def groups(model: PPO) -> list[dict[str, Any]]:
+    """The optimizer's: trunk, actor, critic."""
+    return model.policy.optimizer.param_groups
 
 
 def test_the_critic_does_learn(made: Callable[..., PPO]) -> None:
@@ -132,6 +152,7 @@ def test_without_a_warm_start_nothing_waits_and_nothing_anchors(made: Callable[.
 def test_without_a_warm_start_it_is_stable_baselines_ppo(made: Callable[..., PPO]) -> None:
     """The same updates as those of the class it comes from, from the same seed."""
     settings = {"ent_coef": 0.02, "n_epochs": 4, "learning_rate": 5e-3, "clip_range": 0.02}  # much is clipped
+    settings |= {"target_kl": None}
     ours, theirs = made(warm=False, **settings), made(warm=False, **settings)
     theirs.train = lambda: StablePPO.train(theirs)  # type: ignore[method-assign]
     for model in (ours, theirs):
@@ -149,7 +170,7 @@ def test_the_anchor_is_a_frozen_copy(made: Callable[..., PPO]) -> None:
     anchor = model.warm_start_policy
     assert anchor is not None
     assert False in same(model.policy, before, critic=False)
-    assert all(torch.equal(value, before[name]) for name, value in weights(anchor).items())
+    assert same(anchor, before, critic=False) == {True}
     assert not any(parameter.requires_grad for parameter in anchor.parameters())
     optimised = {id(parameter) for group in model.policy.optimizer.param_groups for parameter in group["params"]}
     assert not optimised & {id(parameter) for parameter in anchor.parameters()}
@@ -159,7 +180,7 @@ def test_the_anchor_is_a_frozen_copy(made: Callable[..., PPO]) -> None:
 
 def test_the_anchor_holds(made: Callable[..., PPO]) -> None:
     moved = []
-    for kl_coef in (0.0, 30.0):
+    for kl_coef in (1e-6, 30.0):
         model = made(critic_updates=0, actor_warm_up=0, kl_coef=kl_coef, kl_decay=1e9, ent_coef=0.3)
         model.learn(8 * ROLLOUT)
         moved.append(float(model.logger.name_to_value["rl/kl_to_init"]))
@@ -172,14 +193,24 @@ def test_the_actors_learning_rate_grows(made: Callable[..., PPO]) -> None:
     assert rates[2:] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])  # before the third rollout, and on
 
 
-def test_the_anchor_is_let_go(made: Callable[..., PPO]) -> None:
-    """From kl_coef at the start of training to nothing after its share kl_decay."""
-    model, weight = made(critic_updates=0, kl_coef=0.8, kl_decay=0.5), []
+@pytest.mark.parametrize("alone", [0, 3])
+def test_the_anchor_is_let_go_from_the_actors_start_on(made: Callable[..., PPO], alone: int) -> None:
+    """From kl_coef, which is all there while the critic learns alone, to nothing after a share of training."""
+    model, weight = made(critic_updates=alone, kl_coef=0.8, kl_decay=0.5), []
     model.learn(8 * ROLLOUT, callback=Watch(lambda: weight.append(model.logger.name_to_value.get("rl/kl_coef"))))
     weight.append(model.logger.name_to_value["rl/kl_coef"])
-    assert weight[1:] == sorted(weight[1:], reverse=True)
-    assert 0 < weight[1] <= 0.8
-    assert weight[4:] == [0] * 5
+    falling = [0.8, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0, 0.0]
+    assert weight[1:] == pytest.approx([*[0.8] * alone, *falling][:8])
+
+
+def test_an_update_ends_when_it_has_led_too_far(made: Callable[..., PPO]) -> None:
+    """With steps that are far too long; without the limit it goes on and on."""
+    batches = {}
+    for target_kl in (0.01, None):
+        model = made(critic_updates=0, actor_warm_up=0, learning_rate=0.03, kl_coef=0.0, target_kl=target_kl)
+        model.learn(ROLLOUT)
+        batches[target_kl] = int(model.policy.optimizer.state[next(iter(groups(model)[0]["params"]))]["step"])
+    assert batches[0.01] < batches[None] == 2 * ROLLOUT // 64
 
 
 # ---- its losses ----
@@ -220,17 +251,39 @@ def test_advantages_that_are_all_nothing_are_not_blown_up(made: Callable[..., PP
     """Scaled to one, rounding noise would move the actor as far as real advantages do."""
     moved = []
     for size in (1e-6, 1.0):
-        model = made(warm=False, n_epochs=1, ent_coef=0.0, vf_coef=0.0)
+        model = made(n_epochs=1, ent_coef=0.0, vf_coef=0.0, kl_coef=0.0, critic_updates=0, actor_warm_up=0)
         before = weights(model.policy)
 
         def replace(model: PPO = model, size: float = size) -> None:
+            model.rollout_buffer.rewards[0] = 1.0  # so that there is something to scale
             noise = np.random.default_rng(0).normal(size=model.rollout_buffer.advantages.shape)
             model.rollout_buffer.advantages = (size * noise).astype(np.float32)
 
         model.learn(ROLLOUT, callback=Watch(after=replace))
         after = weights(model.policy)
-        moved.append(max(float((after[name] - before[name]).abs().max()) for name in before))
+        moved.append(max(float((after[n] - before[n]).abs().max()) for n in before if "value_net" not in n))
     assert moved[0] < 0.1 * moved[1]
+
+
+@pytest.mark.parametrize(("rewarded", "scaled"), [("never", False), ("as a guess", False), ("once", True)])
+def test_while_nothing_is_rewarded_advantages_are_not_scaled(
+    made: Callable[..., PPO], rewarded: str, scaled: bool
+) -> None:
+    """They are the critic's noise. Where time ran out, what the buffer has as reward is the critic's guess."""
+    model = made(n_epochs=1, batch_size=ROLLOUT, critic_updates=0)
+
+    def replace() -> None:
+        model.rollout_buffer.rewards[:] = 0
+        if rewarded != "never":
+            model.rollout_buffer.rewards[3, 5] = 0.4
+        if rewarded == "as a guess":
+            model._rollout.truncated[3][5] = True
+        noise = np.random.default_rng(0).normal(0.3, 0.1, size=model.rollout_buffer.advantages.shape)
+        model.rollout_buffer.advantages = noise.astype(np.float32)
+
+    model.learn(ROLLOUT, callback=Watch(after=replace))
+    wanted = 0.0 if scaled else -float(model.rollout_buffer.advantages.mean())  # of scaled ones, the mean is nothing
+    assert model.logger.name_to_value["train/policy_gradient_loss"] == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -239,6 +292,104 @@ def test_a_loss_that_is_no_number_is_an_error(made: Callable[..., PPO]) -> None:
     torch.nn.init.constant_(model.policy.value_net.bias, float("inf"))
     with pytest.raises(Diverged, match=rf"PPO: the loss is .* at {ROLLOUT} steps.*learning rate"):
         model.learn(ROLLOUT)
+
+
+# ---- options ----
+def test_plain_is_stable_baselines_ppo_from_a_warm_start(made: Callable[..., PPO]) -> None:
+    plain = made(plain=True, trunk_factor=0.1, auxiliary_coef=1.0, rehearsal_coef=1.0, learning_rate=5e-3)
+    theirs = made(plain=True, learning_rate=5e-3, target_kl=None)
+    theirs.train = lambda: StablePPO.train(theirs)  # type: ignore[method-assign]
+    for model in (plain, theirs):
+        model.set_random_seed(0)
+        model.learn(3 * ROLLOUT)
+        assert model.warm_start_policy is None
+    for name, value in weights(plain.policy).items():
+        torch.testing.assert_close(value, weights(theirs.policy)[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_slow_trunk_moves_less(made: Callable[..., PPO]) -> None:
+    moved = {}
+    for factor in (1.0, 0.01):
+        model = made(trunk_factor=factor, critic_updates=0, actor_warm_up=0)
+        before = weights(model.policy)
+        model.learn(ROLLOUT)
+        assert [group["lr"] for group in groups(model)] == pytest.approx([factor * 1e-3, 1e-3, 1e-3])
+        after = weights(model.policy)
+        for part in ("features_extractor", "action_net"):
+            moved[part, factor] = max(float((after[n] - before[n]).abs().max()) for n in before if n.startswith(part))
+    assert moved["features_extractor", 0.01] < 0.05 * moved["features_extractor", 1.0]
+    assert moved["action_net", 0.01] > 0.5 * moved["action_net", 1.0]
+
+
+def test_what_followed_is_what_the_environment_showed_next(made: Callable[..., PPO]) -> None:
+    """Where an episode ended, its own last frame, and not the first of the next one."""
+    model = made(warm=False, auxiliary_coef=0.1)
+    model.auxiliary = IWM(model.policy)
+    env, shown, ended = model.env, [], 0
+    assert isinstance(env, HeadstartVecEnv)
+    advance = env.advance
+
+    def advanced(action: np.ndarray) -> Advance:
+        nonlocal ended
+        after = env.simulator.fork()
+        after.step(action)
+        shown.append(after.frame())
+        ended += int(after.done.sum())
+        return advance(action)
+
+    env.advance = advanced  # type: ignore[method-assign]
+    seen: list[Any] = []
+
+    def look() -> None:
+        seen[:] = model._seen()
+
+    model.learn(4 * ROLLOUT, callback=Watch(after=look))  # 64 steps of each episode, which end after 40
+    obs, action, future = seen
+    assert ended > 0
+    np.testing.assert_equal(future.numpy().reshape(16, 8, -1), np.stack(shown[-16:]))
+    assert future.dtype == obs["frames"].dtype == torch.uint8
+    assert len(action) == ROLLOUT
+
+
+def test_an_auxiliary_loss_goes_on_but_leaves_trunk_and_actor_alone_while_they_wait(made: Callable[..., PPO]) -> None:
+    model = made(critic_updates=30, auxiliary_coef=1.0)
+    model.auxiliary = iwm = IWM(model.policy)
+    head = [parameter.detach().clone() for parameter in iwm.head.parameters()]
+    before, losses = weights(model.policy), []
+    model.learn(30 * ROLLOUT, callback=Watch(lambda: losses.append(model.logger.name_to_value.get("iwm/loss"))))
+    assert same(model.policy, before, critic=False) == {True}
+    assert not any(torch.equal(a, b) for a, b in zip(head, iwm.head.parameters(), strict=True))
+    assert losses[-1] < 0.7 * losses[1]
+    model.critic_updates = 0
+    model.learn(ROLLOUT, reset_num_timesteps=False)
+    assert True not in same(model.policy, before, critic=False)
+
+
+def test_rehearsal_keeps_what_the_expert_did(made: Callable[..., PPO], demos: Demos) -> None:
+    """Whatever PPO wants; and its weight falls to nothing."""
+    agreed, settings = [], {"critic_updates": 0, "kl_coef": 0.0, "ent_coef": 1.0, "actor_warm_up": 0}
+    for coef in (0.0, 20.0):
+        model = made(rehearsal_coef=coef, rehearsal_decay=1e9, **settings)
+        model.demos = demos
+        model.learn(8 * ROLLOUT)
+        p = model.policy.probabilities(demos.obs)
+        agreed.append(float(p[np.arange(len(demos)), demos.action].mean()))
+    assert agreed[1] > agreed[0] + 0.2
+    model = made(rehearsal_coef=1.0, rehearsal_decay=0.25, **settings)
+    model.demos, heard = demos, []
+    model.learn(8 * ROLLOUT, callback=Watch(lambda: heard.append("rl/rehearsal_loss" in model.logger.name_to_value)))
+    assert heard == [False, True, True, *[False] * 5]
+
+
+def test_a_setting_that_would_have_no_effect_is_refused(made: Callable[..., PPO]) -> None:
+    with pytest.raises(UsageError, match="clip_range_vf"):
+        made(clip_range_vf=0.2)
+
+
+@pytest.mark.parametrize("setting", ["auxiliary_coef", "rehearsal_coef"])
+def test_an_option_without_what_it_needs_is_refused(made: Callable[..., PPO], setting: str) -> None:
+    with pytest.raises(UsageError, match=setting):
+        made(**{setting: 0.1}).learn(ROLLOUT)
 
 
 # ---- save and load ----
@@ -265,3 +416,26 @@ def test_a_loaded_model_can_go_on(made: Callable[..., PPO], tmp_path: Path) -> N
     loaded.learn(ROLLOUT, reset_num_timesteps=False)
     assert loaded.num_timesteps == 3 * ROLLOUT
     assert False in same(loaded.policy, before, critic=False)
+
+
+@pytest.mark.parametrize("rollouts", [0, 1, 3])
+def test_a_loaded_model_goes_on_as_the_saved_one_would_have(
+    made: Callable[..., PPO], tmp_path: Path, rollouts: int
+) -> None:
+    """Before it learned, while the critic learned alone, and later: anchor, weights and moments are all there."""
+    model, other = made(ent_coef=0.1), made(warm=False)
+    if rollouts:
+        model.learn(rollouts * ROLLOUT)
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip", env=other.env)
+    assert loaded.policy.warm_start == "bc"
+    for each in (model, loaded):
+        each.set_random_seed(5)
+        each._last_obs = None  # both in new episodes
+        each.learn(3 * ROLLOUT, reset_num_timesteps=False)
+    assert same(loaded.policy, weights(model.policy), critic=False) == {True}
+    assert same(loaded.policy, weights(model.policy), critic=True) == {True}
+    assert loaded.warm_start_policy is not None
+    assert model.warm_start_policy is not None
+    assert same(loaded.warm_start_policy, weights(model.warm_start_policy), critic=False) == {True}
+    assert loaded.logger.name_to_value["rl/kl_to_init"] == model.logger.name_to_value["rl/kl_to_init"]
