@@ -132,7 +132,8 @@ class Layout:
         """
         if self.grid:
             return before[:, :CELLS] != after[:, :CELLS]
-        return np.abs(self.features(after) - self.features(before)) > CHANGED * np.array(self.change or 1.0, np.float32)
+        usual = np.array(self.change or np.ones(self.n_features), np.float32)
+        return np.abs(self.features(after) - self.features(before)) > CHANGED * usual
 
 
 GRID = Layout(engine.FRAME, grid=True)
@@ -196,7 +197,7 @@ def _keys(path: tuple) -> str:
 
 
 # ---- actions ----
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Choices:
     """A actions to choose from: ``table`` (A, ...) has the environment's own action behind each."""
 
@@ -247,6 +248,9 @@ class Choices:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def __repr__(self) -> str:
+        return f"{len(self)} of {self.space}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Choices) and self.space == other.space and np.array_equal(self.table, other.table)

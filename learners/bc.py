@@ -22,7 +22,7 @@ from tqdm import trange
 from headstart.envs.mirror import mirror_action, mirror_obs
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.learner import Fitted, Log, Practice, finite, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.encoders import distinct_rows
 from headstart.models.history import hide_past
 from headstart.models.losses import soft_cross_entropy
@@ -45,7 +45,8 @@ class BCConfig:
     label_smoothing: float = 0.1
     """Probability that is spread evenly over all actions in the target."""
     mirror: bool = True
-    """Learn from mirrored demonstrations too: turning left there is turning right here, as in all of MiniGrid."""
+    """Learn from mirrored demonstrations too: turning left there is turning right here, as in all of MiniGrid. No
+    other environment has a mirror image that is known, so that elsewhere this makes no difference."""
     hidden_past: float = 0.5
     """Share of samples whose past is hidden. Without memory there is none to hide."""
     hidden_actions: float = 0.0
@@ -63,7 +64,7 @@ def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> tu
     obs (U, ...), share of each action (U, A) float32, weight (U,) float32 with mean 1.
     """
     obs, action = demos.obs, demos.action
-    if mirror:
+    if mirror and policy.layout.grid:
         reflected = mirror_obs(obs)
         obs = {name: np.concatenate([value, reflected[name]]) for name, value in obs.items()}
         action = np.concatenate([action, mirror_action(action)])
@@ -90,6 +91,7 @@ class BC:
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         """Fit trunk and actor to the demonstrations; branches and practice are not used."""
+        accept(self.policy, demos, branches, practise)
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed)
         obs, target, weight = imitation_targets(policy, demos, c.mirror)

@@ -24,7 +24,7 @@ from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig
-from headstart.learners.learner import Fitted, Log, Practice, finite, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.losses import contrast_loss
 from headstart.models.optimizer import adamw
 from headstart.models.policy import HeadstartPolicy, as_tensors
@@ -93,6 +93,7 @@ class Inverse:
         """Two stages: name the first actions of branches, then imitate the demonstrations."""
         if branches is None:
             raise UsageError("Inverse learns from branches: pass fit(demos, branches), from envs.branch(demos).")
+        accept(self.policy, demos, branches, practise)
         c, policy = self.config, self.policy
         if not 1 <= c.horizon <= branches.action.shape[2]:
             raise UsageError(
@@ -100,7 +101,7 @@ class Inverse:
                 f"pass envs.branch(demos, horizon={max(1, c.horizon)}), or change InverseConfig.horizon."
             )
         generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if c.bc.mirror else [branches]
+        seen = [branches, mirror_branches(branches)] if c.bc.mirror and policy.layout.grid else [branches]
         obs = as_tensors({name: np.concatenate([b.obs[name] for b in seen]) for name in branches.obs}, policy.device)
         future = torch.as_tensor(np.concatenate([b.future[:, :, c.horizon - 1] for b in seen]), device=policy.device)
         over = np.concatenate([b.ended[:, :, : c.horizon - 1].any(2) for b in seen])

@@ -3,7 +3,8 @@
     L_IWM = -log p_theta(s_i^k | s_i, a_i^k)     over every executed action      (arXiv 2510.08558, Eq. 3)
     then L_IL on the expert's pairs              same parameters theta
 
-Departures from the paper: the future is the next view, cell by cell, not text. Six alternatives in ten change
+Departures from the paper: the future is the next view, cell by cell, not text; or the next numbers, as a Gaussian of
+their change, where an environment shows numbers. Six alternatives in ten change
 nothing, so changed cells weigh more and transitions that change nothing are drawn as often as those that do.
 The head that predicts is thrown away; "implicit" means that the policy's trunk has had to carry what it needs.
 """
@@ -19,12 +20,10 @@ from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig
-from headstart.learners.learner import Fitted, Log, Practice, finite, silent
-from headstart.models.encoders import CELLS, cell_classes
-from headstart.models.losses import view_loss
+from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.optimizer import adamw
 from headstart.models.policy import HeadstartPolicy, as_tensors
-from headstart.models.world_model import WorldModelHead
+from headstart.models.world_model import world_model_head
 
 __all__ = ["IWM", "IWMConfig"]
 
@@ -54,17 +53,13 @@ class IWM:
     def __init__(self, policy: HeadstartPolicy, config: IWMConfig | None = None, *, seed: int = 0, log: Log = silent):
         self.policy, self.config, self.seed, self.log = policy, config or IWMConfig(), seed, log
         torch.manual_seed(seed)
-        n_actions = int(policy.action_space.n)  # type: ignore[attr-defined]
-        self.head = WorldModelHead(policy.features_dim, n_actions).to(policy.device)
+        self.head = world_model_head(policy.layout, policy.features_dim, policy.n_actions).to(policy.device)
 
     def loss(self, obs: dict[str, Tensor], action: Tensor, future: Tensor) -> tuple[Tensor, dict[str, float]]:
         """World-model loss of a batch: observations (B, ...), actions (B,), frames that followed (B, F)."""
-        logits = self.head(self.policy.features(obs), action)
-        before, after = obs["frames"][:, -1, :CELLS], future[:, :CELLS]
-        changed = before != after  # (B, C)
-        target = cell_classes(after)
-        loss = view_loss(logits, target, changed, self.config.changed_weight)
-        right = torch.stack([part.argmax(-1) == t for part, t in zip(logits, target, strict=True)]).all(0)
+        prediction = self.head(self.policy.features(obs), action)
+        before = obs["frames"][:, -1]
+        loss, right, changed = self.head.loss(prediction, before, future, self.config.changed_weight)
         return loss, {
             "iwm/loss": float(loss.detach()),
             # of the cells that changed; a model that copies the present view gets none of them right
@@ -77,14 +72,15 @@ class IWM:
         """Two stages: predict the branches, then imitate the demonstrations."""
         if branches is None:
             raise UsageError("IWM learns from branches: pass fit(demos, branches), from envs.branch(demos).")
+        accept(self.policy, demos, branches, practise)
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if c.bc.mirror else [branches]
+        seen = [branches, mirror_branches(branches)] if c.bc.mirror and policy.layout.grid else [branches]
         parts = [part.transitions() for part in seen]
         before = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
         action, future = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
-        changes = (before["frames"][:, -1, :CELLS] != future[:, :CELLS]).any(1)
-        pools = [torch.as_tensor(pool.nonzero()[0]) for pool in (changes, ~changes) if pool.any()]
+        changes = policy.layout.changed(before["frames"][:, -1], future).any(1)
+        pools = [torch.as_tensor(np.flatnonzero(pool)) for pool in (changes, ~changes) if pool.any()]
         obs = as_tensors(before, policy.device)
         action, future = (torch.as_tensor(x, device=policy.device) for x in (action, future))
         optimizer, schedule = adamw(

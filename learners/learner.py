@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from headstart.envs.errors import Diverged
+from headstart.envs.errors import DataError, Diverged
 from headstart.envs.simulator import Simulator
 from headstart.envs.transitions import Branches, Demos
+from headstart.models.policy import HeadstartPolicy
 
-__all__ = ["Fitted", "Learner", "Log", "Practice", "finite", "silent"]
+__all__ = ["Fitted", "Learner", "Log", "Practice", "accept", "finite", "silent"]
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with the number of updates so far and the metrics of the last one."""
@@ -40,6 +41,53 @@ class Learner(Protocol):
     """Fits a policy in place. A learner is made as ``Learner(policy, config, seed=0, log=log)``."""
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted: ...
+
+
+def accept(
+    policy: HeadstartPolicy, demos: Demos, branches: Branches | None = None, practise: Practice | None = None
+) -> None:
+    """Check, before the first update, that all of it is of one environment. Raises DataError naming what is not."""
+    space: Any = policy.observation_space
+    name = demos.env_id
+    if demos.layout.parts != policy.layout.parts or demos.layout.grid != policy.layout.grid:
+        raise DataError(
+            f"demonstrations of {name} show {_shown(demos.layout)}, but the policy reads {_shown(policy.layout)}. "
+            "Make its environment with make_vec_env(demos), or collect demonstrations of that environment."
+        )
+    for part, expected in space.spaces.items():
+        found = demos.obs[part].shape[1:]
+        if found != expected.shape:
+            raise DataError(
+                f"demonstrations of {name}: their {part} have shape {found}, but the policy reads {expected.shape}. "
+                "Use the same environment and the same history for both."
+            )
+    wrong = np.flatnonzero((demos.action < 0) | (demos.action >= policy.n_actions))
+    if len(wrong):
+        i = int(wrong[0])
+        raise DataError(
+            f"{name}: {demos.where(i)}: action {demos.action[i]} was taken, but the policy has {policy.n_actions} "
+            "actions. Collect demonstrations of the environment that it acts in."
+        )
+    if branches is not None and branches.action.shape[1] != policy.n_actions:
+        raise DataError(
+            f"{name}: branches try {branches.action.shape[1]} actions, but the policy has {policy.n_actions}. "
+            "Branch the demonstrations again."
+        )
+    levels = getattr(practise, "levels", None)
+    if levels is not None and levels.env_id != name:
+        raise DataError(f"demonstrations are of {name}, but practice would be in {levels.env_id}. Use one environment.")
+    task = getattr(levels, "task", None)
+    if task is not None and demos.task is not None and task.choices != demos.task.choices:
+        raise DataError(
+            f"{name}: the demonstrations choose from other actions ({demos.task.choices}) than the environment to "
+            f"practise in ({task.choices}). Make it with make_vec_env(demos)."
+        )
+
+
+def _shown(layout: Any) -> str:
+    if layout.grid:
+        return "MiniGrid's views"
+    return ", ".join(f"{part.name or 'an observation'} ({part.count} {part.dtype})" for part in layout.parts)
 
 
 def finite(loss: torch.Tensor, learner: str, update: int) -> float:

@@ -25,7 +25,7 @@ from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig
-from headstart.learners.learner import Fitted, Log, Practice, finite, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.history import hide_past
 from headstart.models.losses import preference_loss, same_future_credit
 from headstart.models.optimizer import adamw
@@ -82,11 +82,12 @@ class Preference:
                 "Preference compares the expert's actions with one's own in the expert's states: pass "
                 "fit(demos, branches), from envs.branch(demos)."
             )
+        accept(self.policy, demos, branches, practise)
         c, policy = self.config, self.policy
         imitation = BC(policy, c.bc, seed=self.seed, log=self.log).fit(demos)
         reference = copy.deepcopy(policy).requires_grad_(False)
         generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if c.bc.mirror else [branches]
+        seen = [branches, mirror_branches(branches)] if c.bc.mirror and policy.layout.grid else [branches]
         obs = as_tensors({name: np.concatenate([b.obs[name] for b in seen]) for name in branches.obs}, policy.device)
         expert = torch.as_tensor(np.concatenate([b.expert_action for b in seen]), device=policy.device)
         future = torch.as_tensor(np.concatenate([b.future[:, :, 0] for b in seen]), device=policy.device)

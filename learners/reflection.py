@@ -30,7 +30,7 @@ from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
 from headstart.envs.simulator import Actor, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BCConfig, imitation_targets
-from headstart.learners.learner import Fitted, Log, Practice, finite, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.history import hide_past
 from headstart.models.judge import Judge
 from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
@@ -134,7 +134,7 @@ class Reflection:
         """Stage 1, on branches at expert states. Members differ in their first weights and in what they see when."""
         c, bc, device = self.config.judge, self.config.bc, self.policy.device
         generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if bc.mirror else [branches]
+        seen = [branches, mirror_branches(branches)] if bc.mirror and self.policy.layout.grid else [branches]
         future, revisit, action = (
             torch.as_tensor(np.concatenate(parts), device=device)
             for parts in zip(*((b.future[:, :, 0], b.revisit, b.expert_action) for b in seen), strict=True)
@@ -183,7 +183,7 @@ class Reflection:
         expert_obs, target, weight = imitation_targets(policy, demos, bc.mirror)
         own_obs = {name: np.concatenate([b.obs[name] for b in own]) for name in demos.obs}
         label = np.concatenate(labels)
-        if bc.mirror:
+        if bc.mirror and policy.layout.grid:
             mirrored = mirror_obs(own_obs)
             own_obs = {name: np.concatenate([value, mirrored[name]]) for name, value in own_obs.items()}
             label = np.concatenate([label, label[:, mirror_action(np.arange(policy.n_actions))]])
@@ -219,6 +219,7 @@ class Reflection:
         """All stages. ``branches``: every action at the demonstrated states; ``practise``: where fresh levels are."""
         if branches is None or practise is None:
             raise UsageError("Reflection needs fit(demos, branches, practise): branch(demos), and an environment.")
+        accept(self.policy, demos, branches, practise)
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
         judged = self.fit_judges(branches)
 

@@ -1,25 +1,35 @@
-"""Observation -> features.
+"""Observation -> features. What a frame's bytes mean, its layout says: see envs/spaces.py.
 
-Legend: N frames, F = 50 bytes of a frame (49 packed cells of the 7 x 7 view, then the direction), L words of a mission,
-D width.
+Legend: N frames, F bytes of a frame (MiniGrid: 49 packed cells of the 7 x 7 view, then the direction), X numbers in it,
+E pairs of frames before and after an action, L words of a mission, D width.
 """
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headstart.envs.spaces import Layout
+
 __all__ = [
     "CELLS",
     "CELL_PARTS",
     "VIEW",
+    "Features",
     "MissionEncoder",
+    "VectorEffectEncoder",
+    "VectorEncoder",
+    "ViewEffectEncoder",
     "ViewEncoder",
     "cell_classes",
     "cell_table",
     "distinct_rows",
+    "effect_encoder",
+    "frame_encoder",
 ]
 
+LIMIT = 10.0  # of a standardised number: nothing that was never seen may drown all else
 VIEW = 7
 CELLS = VIEW * VIEW
 CELL_PARTS = (11, 6, 3)  # classes of type, colour and state; a packed cell is type * 18 + colour * 3 + state
@@ -80,6 +90,107 @@ class ViewEncoder(nn.Module):
         view, place = distinct_rows(frame[:, :CELLS])
         planes = rearrange(self.cell[view.long()], "u (i j) c -> u c i j", i=VIEW)
         return self.layers(planes)[place]
+
+
+class ViewEffectEncoder(nn.Module):
+    """Views before and after an action, (E, 49) each -> (E, D): both, and a plane that marks where they differ."""
+
+    cell: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("cell", cell_table(), persistent=False)
+        self.width = channels * 9
+        self.layers = nn.Sequential(
+            nn.Conv2d(2 * sum(CELL_PARTS) + 1, channels, 3),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        differs = (before != after).float().unsqueeze(-1)
+        planes = torch.cat([self.cell[before.long()], self.cell[after.long()], differs], dim=-1)
+        return self.layers(rearrange(planes, "e (i j) c -> e c i j", i=VIEW))
+
+
+class Features(nn.Module):
+    """Frames of any other layout (N, F), uint8 or as floats -> numbers (N, X), choices one-hot.
+
+    Standardised by the statistics of the demonstrations, which are kept with the weights as parameters that nothing
+    trains.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    change: Tensor
+
+    def __init__(self, layout: Layout):
+        super().__init__()
+        self.layout, self.width = layout, layout.n_features
+        statistics = {"mean": (layout.mean, 0.0), "scale": (layout.scale, 1.0), "change": (layout.change, 1.0)}
+        for name, (values, default) in statistics.items():
+            value = torch.tensor(values) if values else torch.full((self.width,), default)
+            self.register_parameter(name, nn.Parameter(value.float(), requires_grad=False))
+
+    def raw(self, frame: Tensor) -> Tensor:
+        """The numbers as they are, (N, X): what `Layout.features` gives, exactly."""
+        columns: list[Tensor] = []
+        parts = frame.to(torch.uint8).split([part.n_bytes for part in self.layout.parts], dim=1)
+        for part, content in zip(self.layout.parts, parts, strict=True):
+            dtype = getattr(torch, np.dtype(part.dtype).name)
+            values = content.clone(memory_format=torch.contiguous_format).view(dtype)  # (N, count), aligned
+            if part.choices:
+                chosen = values.long().unbind(1)
+                columns += [F.one_hot(c, n).float() for c, n in zip(chosen, part.choices, strict=True)]
+            else:
+                columns.append(values.float())
+        return torch.cat(columns, dim=1)
+
+    def forward(self, frame: Tensor) -> Tensor:
+        return ((self.raw(frame) - self.mean) / self.scale).clamp(-LIMIT, LIMIT)
+
+    def difference(self, before: Tensor, after: Tensor) -> Tensor:
+        """What has changed from frames (N, F) to frames (N, F), in units of what usually does: (N, X)."""
+        return ((self.raw(after) - self.raw(before)) / self.change).clamp(-LIMIT, LIMIT)
+
+
+class VectorEncoder(nn.Module):
+    """Frames (N, F) of any layout but a grid's -> (N, D); equal frames are encoded once."""
+
+    def __init__(self, layout: Layout, width: int):
+        super().__init__()
+        self.features = Features(layout)
+        self.layers = nn.Sequential(nn.Linear(self.features.width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, frame: Tensor) -> Tensor:
+        distinct, place = distinct_rows(frame)
+        return self.layers(self.features(distinct))[place]
+
+
+class VectorEffectEncoder(nn.Module):
+    """Frames before and after an action, (E, F) each -> (E, D): what was there, and what has changed."""
+
+    def __init__(self, layout: Layout, width: int):
+        super().__init__()
+        self.features, self.width = Features(layout), width
+        self.layers = nn.Sequential(
+            nn.Linear(2 * self.features.width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+        )
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        return self.layers(torch.cat([self.features(before), self.features.difference(before, after)], dim=1))
+
+
+def frame_encoder(layout: Layout, width: int, channels: int) -> nn.Module:
+    """(N, layout.seen) -> (N, ``width``), whatever the layout."""
+    return ViewEncoder(width, channels) if layout.grid else VectorEncoder(layout, width)
+
+
+def effect_encoder(layout: Layout, channels: int) -> ViewEffectEncoder | VectorEffectEncoder:
+    """(E, layout.seen), (E, layout.seen) -> (E, ``.width``), whatever the layout."""
+    return ViewEffectEncoder(channels) if layout.grid else VectorEffectEncoder(layout, channels * 4)
 
 
 class MissionEncoder(nn.Module):

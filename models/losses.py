@@ -50,8 +50,18 @@ def view_loss(logits: tuple[Tensor, ...], target: tuple[Tensor, ...], changed: T
     nats = torch.stack(
         [F.cross_entropy(part.transpose(1, 2), t, reduction="none") for part, t in zip(logits, target, strict=True)]
     ).sum(0)  # (B, C)
+    return changed_mean(nats, changed, changed_weight)
+
+
+def changed_mean(nats: Tensor, changed: Tensor, changed_weight: float) -> Tensor:
+    """Mean of ``nats`` (B, C), where what has ``changed`` (B, C) weighs more."""
     weight = torch.where(changed, changed_weight, 1.0)
     return (nats * weight).sum() / weight.sum()
+
+
+def gaussian_nats(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
+    """-log N(target; mean, exp(log_variance)) without its constant, elementwise."""
+    return 0.5 * (log_variance + (target - mean) ** 2 * torch.exp(-log_variance))
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:

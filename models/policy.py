@@ -17,7 +17,8 @@ from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from headstart.models.encoders import CELLS, MissionEncoder, ViewEncoder, distinct_rows
+from headstart.envs.spaces import GRID, Layout
+from headstart.models.encoders import MissionEncoder, distinct_rows, frame_encoder
 from headstart.models.history import HistoryAttention, Recall
 
 RECENT = 4  # frames that a policy attends to in their order; of older ones it knows only that they were there
@@ -33,11 +34,12 @@ def as_tensors(obs: dict[str, NDArray], device: torch.device | str) -> dict[str,
 class FrameHistoryExtractor(BaseFeaturesExtractor):
     """{"frames" (B, T, F), "actions" (B, T-1), "mission" (B, L)} -> (B, D).
 
-    ``memory`` is how many of the T-1 earlier frames are used (default: all). The mission scales and shifts encoded
-    views (FiLM, arXiv 1709.07871), after the encoder so that missions share them. The present then attends to the
-    last RECENT frames and actions; a longer memory also recalls, without order, what was seen at all. Whatever
-    depends on one view and mission only is computed once for each distinct pair in the batch: the gradient is the
-    same, and most pairs occur many times.
+    What encodes a frame depends on the layout in the space of the frames (`FrameSpace`; without one they are
+    MiniGrid's). ``memory`` is how many of the T-1 earlier frames are used (default: all). The mission scales and
+    shifts encoded views (FiLM, arXiv 1709.07871), after the encoder so that missions share them. The present then
+    attends to the last RECENT frames and actions; a longer memory also recalls, without order, what was seen at all.
+    Whatever depends on one view and mission only is computed once for each distinct pair in the batch: the gradient
+    is the same, and most pairs occur many times.
     """
 
     def __init__(
@@ -50,12 +52,13 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
     ):
         super().__init__(observation_space, features_dim=width)
         self.n_actions = n_actions
+        self.layout: Layout = getattr(observation_space["frames"], "layout", GRID)
         history = observation_space["frames"].shape[0] - 1  # type: ignore[index]
         self.memory = history if memory is None else memory
         if not 0 <= self.memory <= history:
             raise ValueError(f"memory={self.memory}, but observations hold {history} earlier frames.")
         self.words: int = int(observation_space["mission"].high.max()) + 1  # type: ignore[attr-defined]
-        self.view = ViewEncoder(width, channels)
+        self.view = frame_encoder(self.layout, width, channels)
         self.mission = MissionEncoder(self.words, width)
         self.film = nn.Linear(width, 2 * width)
         self.recent = min(self.memory, RECENT)
@@ -67,17 +70,18 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         self.mix = nn.Sequential(nn.Linear(parts * width, width), nn.ReLU())
 
     def read(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The parts that are looked at: views (B, T, 49), past actions (B, T-1), mission (B, L)."""
+        """The parts that are looked at: views (B, T, 49 of 50 in a grid), past actions (B, T-1), mission (B, L)."""
         first = observations["actions"].shape[1] - self.memory
-        return observations["frames"][:, first:, :CELLS], observations["actions"][:, first:], observations["mission"]
+        view = observations["frames"][:, first:, : self.layout.seen]
+        return view, observations["actions"][:, first:], observations["mission"]
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         view, action, mission = self.read(observations)
         b, t = view.shape[:2]
         seen = torch.cat([view, repeat(mission, "b l -> b t l", t=t).to(view.dtype)], dim=-1)
-        distinct, place = distinct_rows(rearrange(seen, "b t f -> (b t) f"))  # (U, 49 + L), (B * T,)
+        distinct, place = distinct_rows(rearrange(seen, "b t f -> (b t) f"))  # (U, view + L), (B * T,)
         place = rearrange(place, "(b t) -> b t", b=b)
-        view, mission = distinct.split([CELLS, mission.shape[1]], dim=1)
+        view, mission = distinct.split([view.shape[2], mission.shape[1]], dim=1)
         scale, shift = self.film(self.mission(mission)).chunk(2, dim=1)
         feature = torch.relu(self.view(view) * (1 + scale) + shift)  # (U, D)
         parts = [feature[place[:, -1]]]
@@ -110,6 +114,11 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
     @property
     def n_actions(self) -> int:
         return int(self.action_space.n)  # type: ignore[attr-defined]
+
+    @property
+    def layout(self) -> Layout:
+        """What the bytes of its frames mean."""
+        return self.features_extractor.layout  # type: ignore[return-value]
 
     @property
     def n_words(self) -> int:

@@ -66,7 +66,7 @@ def certain(view: Tensor) -> tuple[Tensor, ...]:
 def world_model(env: HeadstartVecEnv, prediction: tuple[Tensor, ...], changed_weight: float) -> IWM:
     """A world model that predicts what it is told to."""
     learner = IWM(fresh_policy(env), IWMConfig(changed_weight=changed_weight))
-    learner.head = lambda features, action: prediction  # type: ignore[assignment]
+    learner.head.forward = lambda features, action: prediction  # type: ignore[assignment]
     learner.policy = SimpleNamespace(features=lambda obs: None)  # type: ignore[assignment]
     return learner
 

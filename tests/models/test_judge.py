@@ -81,7 +81,7 @@ def test_without_memory_the_past_does_not_count() -> None:
 def test_what_changed_is_marked() -> None:
     """The last plane of an effect is where the two views differ; with all other weights zero it alone is scored."""
     judge = made()
-    convolution = judge.views[0]
+    convolution = judge.views.layers[0]
     torch.nn.init.zeros_(convolution.weight[:, :-1])
     torch.nn.init.ones_(convolution.bias)
     obs = {
@@ -134,7 +134,8 @@ def test_equal_effects_share_their_work_and_not_their_gradient(monkeypatch: pyte
 def test_equal_effects_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     judge, seen = made(), []
     encode = judge.views.forward
-    monkeypatch.setattr(judge.views, "forward", lambda planes: (seen.append(len(planes)), encode(planes))[1])
+    counted = lambda before, after: (seen.append(len(before)), encode(before, after))[1]  # noqa: E731
+    monkeypatch.setattr(judge.views, "forward", counted)
     obs, future, revisit = case()
     judge(obs, future, revisit)
     before = np.repeat(obs["frames"][:, -1:, :49].numpy(), A, axis=1)
