@@ -1,6 +1,16 @@
 """Learners: one method a file. To add one, copy bc.py, change the equation, and register it here."""
 
 from headstart.learners.bc import BC, BCConfig
+from headstart.learners.controls import (
+    Dagger,
+    DaggerConfig,
+    Noop,
+    NoopConfig,
+    RandomJudge,
+    RandomJudgeConfig,
+    SelfLabel,
+    SelfLabelConfig,
+)
 from headstart.learners.inverse import Inverse, InverseConfig
 from headstart.learners.iwm import IWM, IWMConfig
 from headstart.learners.learner import Fitted, Learner, Practice
@@ -14,6 +24,10 @@ LEARNERS = {
     InverseConfig: Inverse,
     PreferenceConfig: Preference,
     ReflectionConfig: Reflection,
+    SelfLabelConfig: SelfLabel,
+    RandomJudgeConfig: RandomJudge,
+    NoopConfig: Noop,
+    DaggerConfig: Dagger,
 }
 """The learner that a configuration belongs to."""
 
@@ -23,15 +37,23 @@ __all__ = [
     "LEARNERS",
     "PPO",
     "BCConfig",
+    "Dagger",
+    "DaggerConfig",
     "Fitted",
     "IWMConfig",
     "Inverse",
     "InverseConfig",
     "JudgeConfig",
     "Learner",
+    "Noop",
+    "NoopConfig",
     "Practice",
     "Preference",
     "PreferenceConfig",
+    "RandomJudge",
+    "RandomJudgeConfig",
     "Reflection",
     "ReflectionConfig",
+    "SelfLabel",
+    "SelfLabelConfig",
 ]

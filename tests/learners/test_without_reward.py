@@ -16,30 +16,39 @@ from headstart.learners import (
     LEARNERS,
     PPO,
     BCConfig,
+    DaggerConfig,
     InverseConfig,
     IWMConfig,
     JudgeConfig,
+    NoopConfig,
     PreferenceConfig,
+    RandomJudgeConfig,
     ReflectionConfig,
+    SelfLabelConfig,
 )
 from headstart.models import HeadstartPolicy
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 BC = BCConfig(updates=3, batch_size=8, mirror=True, hidden_past=0.3, hidden_actions=0.3)
+REFLECT = ReflectionConfig(
+    bc=BC,
+    judge=JudgeConfig(updates=3),
+    updates=3,
+    rounds=2,
+    round_updates=3,
+    levels=12,
+    level_steps=80,
+)
 CONFIGS = {
     BCConfig: BC,
     IWMConfig: IWMConfig(updates=3, batch_size=8, bc=BC),
     InverseConfig: InverseConfig(updates=3, batch_size=8, horizon=2, bc=BC),
     PreferenceConfig: PreferenceConfig(updates=3, batch_size=8, bc=BC),
-    ReflectionConfig: ReflectionConfig(
-        bc=BC,
-        judge=JudgeConfig(updates=3),
-        updates=3,
-        rounds=2,
-        round_updates=3,
-        levels=12,
-        level_steps=80,
-    ),
+    ReflectionConfig: REFLECT,
+    SelfLabelConfig: SelfLabelConfig(REFLECT),
+    RandomJudgeConfig: RandomJudgeConfig(REFLECT),
+    NoopConfig: NoopConfig(REFLECT),
+    DaggerConfig: DaggerConfig(REFLECT),
 }
 
 

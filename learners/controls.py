@@ -1,0 +1,187 @@
+"""Controls of reflection: the same states, updates and schedule, and somebody else in the judge's place.
+
+    L = -log pi(a_i | s_i)  -  w sum_a q(a | s) log pi(a | s)      as in reflection.py, with another q
+
+    SelfLabel     q = pi(a | s) at the start of each fit: what is own states and updates alone worth?
+    RandomJudge   q = softmax of a judge that has learned nothing: is any consistent preference among futures enough?
+    Noop          q = uniform over the actions that change what is seen: is it only that waste is avoided?
+    Dagger        q = the expert's own action: what would be reached if the expert were asked (arXiv 1011.0686)?
+
+Dagger is no rival but an upper reference: it pays for every answer. It asks in the states that reflection would judge,
+in its own episodes; the demonstrated states have their answer already. Where the expert has none, a state is left out
+and counted. The answers are smoothed, as all labels of the expert are.
+
+Whatever is not said here is inherited: how states are reached, how many, and how the policy is fitted to them. No judge
+is trained, so a fit makes fewer updates in all than reflection's, and as many of the policy.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.envs.advice import advice
+from headstart.envs.simulator import Simulator
+from headstart.envs.transitions import Branches, Demos
+from headstart.learners.learner import Fitted, Log, Practice, silent
+from headstart.learners.reflection import Reflection, ReflectionConfig
+from headstart.models.policy import HeadstartPolicy
+
+__all__ = [
+    "Control",
+    "ControlConfig",
+    "Dagger",
+    "DaggerConfig",
+    "Noop",
+    "NoopConfig",
+    "RandomJudge",
+    "RandomJudgeConfig",
+    "SelfLabel",
+    "SelfLabelConfig",
+]
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    reflect: ReflectionConfig = field(default_factory=ReflectionConfig)
+    """What it is a control of. Of the judge's settings only those that read it can matter."""
+
+    @property
+    def total_updates(self) -> int:
+        """Gradient updates that a fit makes: the policy's."""
+        return self.reflect.updates + self.reflect.rounds * self.reflect.round_updates
+
+
+class Control(Reflection):
+    """Reflection without its first stage; subclasses say who labels."""
+
+    name: str
+
+    def __init__(
+        self, policy: HeadstartPolicy, config: ControlConfig | None = None, *, seed: int = 0, log: Log = silent
+    ):
+        super().__init__(policy, (config or ControlConfig()).reflect, seed=seed, log=log)
+
+    def fit_judges(self, branches: Branches) -> dict[str, float]:
+        """Nobody learns to judge."""
+        return {}
+
+    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
+        fitted = super().fit(demos, branches, practise)
+        self.policy.warm_start = self.name
+        return fitted
+
+
+# ---- the policy itself ----
+@dataclass(frozen=True)
+class SelfLabelConfig(ControlConfig):
+    """Nothing more to decide."""
+
+
+class SelfLabel(Control):
+    name = "self_label"
+
+    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """Nothing yet: what the policy thinks of these states is asked when it is fitted to them."""
+        return np.zeros(branches.revisit.shape, np.float32)
+
+    def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
+        """All states so far have the labels that the policy would give them now; before it knows anything, none."""
+        if self.updates:
+            labels = [self.policy.probabilities(states.obs).astype(np.float32) for states in own]
+        return super().fit_policy(demos, own, labels, updates)
+
+
+# ---- a judge that knows nothing ----
+@dataclass(frozen=True)
+class RandomJudgeConfig(ControlConfig):
+    spread: float = 3.0
+    """Standard deviation of its scores within a state, in nats: untrained scores hardly differ, and a judge without
+    opinions would be another control."""
+
+
+class RandomJudge(Control):
+    name = "random_judge"
+
+    def __init__(
+        self, policy: HeadstartPolicy, config: RandomJudgeConfig | None = None, *, seed: int = 0, log: Log = silent
+    ):
+        config = config or RandomJudgeConfig()
+        super().__init__(policy, config, seed=seed, log=log)
+        self.spread, self.scale = config.spread, 0.0
+
+    def fit_judges(self, branches: Branches) -> dict[str, float]:
+        """Nothing is learned."""
+        for judge in self.judges:
+            judge.eval()
+        return {}
+
+    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """Softmax of the judges' scores, on a scale that is set once, on the states that are labelled first."""
+        score = np.log(super().label(branches, states))
+        score -= score.mean(1, keepdims=True)
+        self.scale = self.scale or self.spread / max(float(score.std()), 1e-6)
+        p = np.exp(self.scale * score)
+        return p / p.sum(1, keepdims=True)
+
+
+# ---- everything but waste ----
+@dataclass(frozen=True)
+class NoopConfig(ControlConfig):
+    """Nothing more to decide."""
+
+
+class Noop(Control):
+    name = "noop"
+
+    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """Uniform over the actions after which the frame is another; over all where there is none."""
+        changes = (branches.future[:, :, 0] != branches.frame[:, None]).any(2)
+        changes |= ~changes.any(1, keepdims=True)
+        return (changes / changes.sum(1, keepdims=True)).astype(np.float32)
+
+
+# ---- the expert ----
+@dataclass(frozen=True)
+class DaggerConfig(ControlConfig):
+    """Nothing more to decide."""
+
+
+class Dagger(Control):
+    name = "dagger"
+
+    def __init__(
+        self, policy: HeadstartPolicy, config: DaggerConfig | None = None, *, seed: int = 0, log: Log = silent
+    ):
+        super().__init__(policy, config, seed=seed, log=log)
+        self.queries = self.unanswered = 0
+
+    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """The expert's action, known in its own states and asked for in others; zero where it has no answer."""
+        action = branches.expert_action.copy()
+        asked = np.flatnonzero(action < 0)
+        if len(asked):
+            action[asked] = advice(states.fork(asked))
+            self.queries += len(asked)
+            self.unanswered += int((action < 0).sum())
+        n_actions, smoothing = branches.revisit.shape[1], self.config.bc.label_smoothing
+        label = (1 - smoothing) * np.eye(n_actions)[action] + smoothing / n_actions
+        return np.where(action[:, None] >= 0, label, 0.0).astype(np.float32)
+
+    def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
+        """As in reflection, on the states that were answered."""
+        answered = [label.sum(1) > 0 for label in labels]
+        kept = [_some(states, where) for states, where in zip(own, answered, strict=True)]
+        labels = [label[where] for label, where in zip(labels, answered, strict=True)]
+        return super().fit_policy(demos, kept, labels, updates)
+
+    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
+        fitted = super().fit(demos, branches, practise)
+        asked = {"dagger/queries": float(self.queries), "dagger/unanswered": float(self.unanswered)}
+        return replace(fitted, metrics=fitted.metrics | asked)
+
+
+def _some(branches: Branches, where: NDArray[np.bool_]) -> Branches:
+    """The branches of some of the states."""
+    parts = {name: getattr(branches, name)[where] for name in ("expert_action", "action", "future", "revisit", "ended")}
+    return replace(branches, obs={name: value[where] for name, value in branches.obs.items()}, **parts)

@@ -1,0 +1,316 @@
+"""Controls: each label by hand; and that nothing else differs from reflection: states, updates, schedule."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headstart.envs import experts
+from headstart.envs.advice import advice
+from headstart.envs.banks import bank
+from headstart.envs.collect import branch, collect_demos, evaluate, practise, replay
+from headstart.envs.errors import UsageError
+from headstart.envs.simulator import GridStates, Simulator, uniform_actor
+from headstart.envs.transitions import Branches, Demos
+from headstart.envs.vector import HeadstartVecEnv, make_vec_env
+from headstart.learners import (
+    PPO,
+    BCConfig,
+    Dagger,
+    DaggerConfig,
+    JudgeConfig,
+    Noop,
+    NoopConfig,
+    RandomJudge,
+    RandomJudgeConfig,
+    Reflection,
+    ReflectionConfig,
+    SelfLabel,
+    SelfLabelConfig,
+    controls,
+)
+from headstart.models import HeadstartPolicy
+
+ENV_ID = "MiniGrid-DoorKey-5x5-v0"
+REFLECT = ReflectionConfig(
+    bc=BCConfig(batch_size=8, learning_rate=1e-3),
+    judge=JudgeConfig(members=2, dropout=0.3, updates=4),
+    walks=2,
+    walk_steps=3,
+    rounds=2,
+    levels=3,
+    level_steps=5,
+    states=12,
+    updates=3,
+    round_updates=2,
+)
+CONTROLS = {
+    SelfLabel: SelfLabelConfig(REFLECT),
+    RandomJudge: RandomJudgeConfig(REFLECT),
+    Noop: NoopConfig(REFLECT),
+    Dagger: DaggerConfig(REFLECT),
+}
+each = pytest.mark.parametrize("kind", CONTROLS, ids=lambda kind: kind.name)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def demos(cache: Path) -> Demos:
+    return collect_demos(ENV_ID, 2, history=2, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def branches(demos: Demos) -> Branches:
+    return branch(demos)
+
+
+@pytest.fixture(scope="module")
+def own(demos: Demos) -> tuple[Branches, Simulator]:
+    """States around the demonstrations."""
+    states, _ = practise(replay(demos), uniform_actor(7), steps=2, rng=np.random.default_rng(0))
+    return branch(states), states
+
+
+@pytest.fixture(scope="module")
+def env(cache: Path) -> HeadstartVecEnv:
+    return make_vec_env(ENV_ID, 2, history=2, n_levels=64, cache=cache)
+
+
+def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
+    extractor = {"width": 32, "channels": 8}
+    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
+    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
+
+
+def make(kind: Any, env: HeadstartVecEnv, **settings: Any) -> Any:
+    return kind(fresh_policy(env), CONTROLS.get(kind, REFLECT), **settings)
+
+
+# ---- nothing else differs ----
+def history_of(learner: Reflection, *data: Any) -> tuple[list[Any], Any]:
+    """What the policy was fitted to, fit by fit, and what it has cost."""
+    fits: list[Any] = []
+    fit_policy = learner.fit_policy
+
+    def watched(demos: Demos, own: list[Branches], labels: list[np.ndarray], updates: int) -> dict[str, float]:
+        fits.append(([b.obs["frames"].copy() for b in own], [label.shape for label in labels], updates))
+        return fit_policy(demos, own, labels, updates)
+
+    learner.fit_policy = watched  # type: ignore[method-assign]
+    return fits, learner.fit(*data)
+
+
+@each
+def test_states_updates_and_schedule_are_those_of_reflection(
+    kind: Any, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    """Before the first fit the states are the same to the byte; after that each policy goes where it goes."""
+    theirs, cost = history_of(make(Reflection, env), demos, branches, env)
+    ours, own_cost = history_of(make(kind, env), demos, branches, env)
+    assert [updates for _, _, updates in ours] == [updates for _, _, updates in theirs] == [3, 2, 2]
+    np.testing.assert_equal(ours[0], theirs[0])
+    assert ours[0][1] == theirs[0][1]
+    assert [len(states) for states, _, _ in ours] == [len(states) for states, _, _ in theirs] == [2, 3, 4]
+    assert own_cost.updates == cost.updates - 2 * 4 == CONTROLS[kind].total_updates
+    without = dataclasses.replace(REFLECT, rounds=0)
+    steps = [
+        learner.fit(demos, branches, env).env_steps
+        for learner in (
+            Reflection(fresh_policy(env), without),
+            kind(fresh_policy(env), type(CONTROLS[kind])(without)),
+        )
+    ]
+    assert steps[0] == steps[1] > 0
+
+
+@each
+def test_no_judge_is_trained(kind: Any, env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    learner = make(kind, env)
+    before = [p.detach().clone() for judge in learner.judges for p in judge.parameters()]
+    fitted = learner.fit(demos, branches, env)
+    after = [p for judge in learner.judges for p in judge.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert learner.policy.warm_start == kind.name
+    assert not any("judge" in name for name in fitted.metrics)
+
+
+@each
+def test_the_seed_decides(kind: Any, env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    found = []
+    for noise, seed in ((0, 1), (5, 1), (0, 2)):
+        learner = make(kind, env, seed=seed)
+        torch.manual_seed(noise)
+        learner.fit(demos, branches, env)
+        found.append(torch.cat([p.detach().flatten() for p in learner.policy.parameters()]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@each
+def test_it_needs_branches_and_a_place_to_practise(
+    kind: Any, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    for missing in ((), (branches,), (None, env)):
+        with pytest.raises(UsageError, match=r"fit\(demos, branches, practise\)"):
+            make(kind, env).fit(demos, *missing)
+
+
+# ---- labels ----
+def test_self_labels_are_what_the_policy_thinks_at_each_fit(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    """Nothing before it has learned anything; then all states so far are asked anew."""
+    learner, fits = make(SelfLabel, env), []
+
+    def watched(self: Any, demos: Demos, own: list[Branches], labels: list[np.ndarray], updates: int) -> Any:
+        thinks = [self.policy.probabilities(b.obs) for b in own]
+        fits.append((labels, thinks))
+        return fit_policy(self, demos, own, labels, updates)
+
+    fit_policy = Reflection.fit_policy
+    monkeypatch.setattr(Reflection, "fit_policy", watched)
+    learner.fit(demos, branches, env)
+    (first, _), *later = fits
+    assert all((label == 0).all() for label in first)
+    assert len(later) == 2
+    for labels, thinks in later:
+        for label, p in zip(labels, thinks, strict=True):
+            np.testing.assert_allclose(label, p, rtol=1e-5)
+
+
+def test_a_label_of_nothing_teaches_nothing(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    """So that before its first fit, self-labelling is imitation."""
+    policies = []
+    for own_weight in (0.0, 4.0):
+        policy = fresh_policy(env)
+        config = dataclasses.replace(REFLECT, own_weight=own_weight)
+        SelfLabel(policy, SelfLabelConfig(config)).fit_policy(demos, [branches], [np.zeros((len(demos), 7))], 5)
+        policies.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    torch.testing.assert_close(*policies)
+
+
+def tried(future: list[list[int]], present: int = 0) -> Branches:
+    """States that show ``present``, and what each action leads to, every view of one byte all over."""
+    n, a = len(future), len(future[0])
+    shown = np.array(future, np.uint8)[:, :, None, None] * np.ones(50, np.uint8)
+    obs = {
+        "frames": np.full((n, 3, 50), present, np.uint8),
+        "actions": np.full((n, 2), 7, np.uint8),
+        "mission": np.zeros((n, 3), np.uint8),
+    }
+    nothing = np.zeros((n, a), np.bool_)
+    action = np.broadcast_to(np.arange(a, dtype=np.uint8)[:, None], (n, a, 1))
+    return Branches(obs, np.full(n, -1), action, shown, nothing, nothing[:, :, None], n * a)
+
+
+def test_noop_labels_worked_by_hand(env: HeadstartVecEnv) -> None:
+    """Two of three change something; all do; none does."""
+    label = make(Noop, env).label(tried([[0, 1, 2], [3, 3, 3], [0, 0, 0]]), None)
+    np.testing.assert_allclose(label, [[0, 1 / 2, 1 / 2], [1 / 3] * 3, [1 / 3] * 3], rtol=1e-6)
+    assert label.dtype == np.float32
+
+
+def test_a_random_judge_judges_consequences_with_conviction(
+    env: HeadstartVecEnv, branches: Branches, own: tuple[Branches, Simulator]
+) -> None:
+    """Equal futures are equal to it, buttons are nothing to it, and its scores spread as they should."""
+    learner = make(RandomJudge, env)
+    learner.fit_judges(branches)
+    label = learner.label(branches, replay)  # states are not looked at
+    score = np.log(label) - np.log(label).mean(1, keepdims=True)
+    assert score.std() == pytest.approx(3.0, rel=1e-3)
+    np.testing.assert_allclose(label.sum(1), 1, rtol=1e-5)
+    np.testing.assert_equal(label, learner.label(branches, replay))  # no dropout
+    same = (branches.future[:, :, 0] == branches.future[:, 4:5, 0]).all(2) & (
+        branches.revisit == branches.revisit[:, 4:5]
+    )
+    np.testing.assert_allclose(np.where(same, label, label[:, 4:5]), np.repeat(label[:, 4:5], 7, 1), rtol=1e-3)
+    scale = learner.scale
+    learner.label(*own)
+    assert learner.scale == scale  # one judge for all states
+    other = make(RandomJudge, env, seed=1)
+    other.fit_judges(branches)
+    assert (other.label(branches, replay).argmax(1) != label.argmax(1)).mean() > 0.2
+
+
+def test_the_expert_is_asked_in_the_states_that_reflection_judges(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    """As often as there are such states; not in its own, whose answers are known. Labels are smoothed as in bc."""
+    asked: list[int] = []
+    monkeypatch.setattr(controls, "advice", lambda states: (asked.append(len(states)), advice(states))[1])
+    learner = make(Dagger, env)
+    labels, label = [], learner.label
+    learner.label = lambda b, states: (labels.append((b, states.fork(), label(b, states))), labels[-1][2])[1]
+    fitted = learner.fit(demos, branches, env)
+    (experts_own, _, first), *others = labels
+    assert experts_own is branches
+    np.testing.assert_equal(first.argmax(1), demos.action)
+    assert [len(b) for b, _, _ in others] == asked
+    assert fitted.metrics["dagger/queries"] == learner.queries == sum(asked) > len(demos)
+    for _, states, given in others:
+        told = advice(states)
+        assert (given.sum(1) > 0).tolist() == (told >= 0).tolist()
+        np.testing.assert_allclose(given[told >= 0], 0.9 * np.eye(7)[told[told >= 0]] + 0.1 / 7, rtol=1e-5)
+
+
+def test_states_without_an_answer_are_left_out_and_counted(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    silent = lambda states: np.where(np.arange(len(states)) % 2, advice(states), -1)  # noqa: E731
+    monkeypatch.setattr(controls, "advice", silent)
+    learner, fits = make(Dagger, env), []
+    fit_policy = Reflection.fit_policy
+
+    def watched(self: Any, demos: Demos, own: list[Branches], labels: list[np.ndarray], updates: int) -> Any:
+        fits.append((own, labels))
+        return fit_policy(self, demos, own, labels, updates)
+
+    monkeypatch.setattr(Reflection, "fit_policy", watched)
+    fitted = learner.fit(demos, branches, env)
+    assert fitted.metrics["dagger/unanswered"] == learner.unanswered >= learner.queries / 2 - 4
+    for own, labels in fits:
+        assert all((label.sum(1) > 0.99).all() for label in labels)
+        assert [len(b) for b in own] == [len(label) for label in labels]
+    assert sum(map(len, fits[-1][0][1:])) == learner.queries - learner.unanswered
+    np.testing.assert_equal(fits[-1][0][0].obs, branches.obs)
+
+
+def test_an_environment_without_an_expert_is_refused(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    monkeypatch.setattr(experts, "EXPERTS", {})
+    with pytest.raises(UsageError, match="No expert for MiniGrid-DoorKey-5x5-v0"):
+        make(Dagger, env).fit(demos, branches, env)
+
+
+# ---- a tiny task ----
+@pytest.mark.slow
+def test_dagger_solves_a_tiny_task(cache: Path, demos: Demos, branches: Branches) -> None:
+    """From two demonstrations and the expert's answers: far more unseen levels than by imitation alone."""
+    env = make_vec_env(ENV_ID, 2, history=2, horizon=60, n_levels=256, cache=cache)
+    config = dataclasses.replace(
+        REFLECT, bc=BCConfig(batch_size=32, learning_rate=2e-3), levels=40, level_steps=40, states=400, updates=150
+    )
+    unseen = bank(ENV_ID, "test", 200, cache=cache)
+    success = []
+    for rounds in (0, 2):
+        policy = fresh_policy(env)
+        learner = Dagger(policy, DaggerConfig(dataclasses.replace(config, rounds=rounds, round_updates=250)))
+        learner.fit(demos, branches, env)
+        played = evaluate(unseen, policy.actor(), history=2, horizon=60, rng=np.random.default_rng(0))
+        success.append(played[0].mean())
+    assert success[1] > success[0] + 0.15
+
+
+def test_the_own_states_can_be_asked_about(own: tuple[Branches, Simulator]) -> None:
+    """Those of the tests above are states of known levels."""
+    assert isinstance(own[1].states, GridStates)
+    assert (advice(own[1]) >= 0).mean() > 0.9
