@@ -3,7 +3,7 @@
 Legend: E episodes, N states, A actions, H steps of a future, T = history + 1 frames, F bytes of a frame.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,21 @@ class Demos:
     @property
     def history(self) -> int:
         return self.obs["frames"].shape[1] - 1
+
+    def take(self, episodes: NDArray[np.int64]) -> "Demos":
+        """The demonstrations at ``episodes``, in that order."""
+        episodes = np.asarray(episodes, np.int64)
+        first = np.cumsum(self.length) - self.length
+        rows = np.concatenate([np.arange(first[e], first[e] + self.length[e]) for e in episodes] or [episodes])
+        return replace(
+            self,
+            seed=self.seed[episodes],
+            length=self.length[episodes],
+            action=self.action[rows],
+            state_hash=self.state_hash[rows],
+            obs={name: value[rows] for name, value in self.obs.items()},
+            exact=None if self.exact is None else self.exact[rows],
+        )
 
     @property
     def layout(self) -> Layout:

@@ -174,7 +174,7 @@ def history(trials: Trials) -> tuple[str, list[dict[str, Any]]]:
     return "history.csv", trials.rows
 
 
-JOBS = {"settings": (settings, 2), "budget": (budget, 3), "history": (history, 3)}  # and the number of draws
+JOBS = {"settings": (settings, 2), "budget": (budget, 3), "history": (history, 2)}  # and the number of draws
 
 
 def main() -> None:

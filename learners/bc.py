@@ -7,8 +7,9 @@ and their number as the weight. The gradient over all rows is that over all pair
 
 Labels are smoothed, because a policy that is never quite sure escapes its own loops. Demonstrations are also looked at
 in a mirror, where left is right. A policy with memory is tempted to repeat its last action, which predicts the expert's
-next one well (the copycat problem, arXiv 2010.14876): hiding the past of some samples takes the temptation away. This
-is the baseline of everything else here, so it is tuned as hard: see experiments/tune.py.
+next one well (the copycat problem, arXiv 2010.14876): hiding the past of some samples takes the temptation away. With
+``held_out`` some demonstrations are only looked at to stop early: the weights that predict them best are kept. This is
+the baseline of everything else here, so it is tuned as hard: see experiments/tune.py.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import trange
 
+from headstart.envs.errors import DataError
 from headstart.envs.mirror import mirror_action, mirror_obs
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
@@ -51,6 +53,8 @@ class BCConfig:
     """Share of samples whose past is hidden. Without memory there is none to hide."""
     hidden_actions: float = 0.0
     """Share of samples whose past actions are hidden, but not what was seen."""
+    held_out: float = 0.0
+    """Share of the demonstrations that are held out to stop early, at least one; 0 learns from all to the end."""
 
     @property
     def total_updates(self) -> int:
@@ -94,6 +98,7 @@ class BC:
         accept(self.policy, demos, branches, practise)
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed)
+        demos, held_out = self._split(demos)
         obs, target, weight = imitation_targets(policy, demos, c.mirror)
         obs, target, weight = (
             as_tensors(obs, policy.device),
@@ -106,6 +111,7 @@ class BC:
             updates=c.updates,
         )
         metrics: dict[str, float] = {}
+        best, kept = float("inf"), policy.weights()
         for update in trange(c.updates, desc="imitate", unit="update", delay=2, leave=False, disable=None):
             i = torch.randint(len(target), (c.batch_size,), generator=generator).to(policy.device)
             batch = {name: value[i] for name, value in obs.items()}
@@ -116,7 +122,35 @@ class BC:
             loss.backward()
             optimizer.step()
             schedule.step()
+            if held_out and ((update + 1) % 50 == 0 or update + 1 == c.updates):
+                unseen = self._nats(held_out)
+                metrics |= {"bc/held_out_loss": unseen}
+                if unseen < best:
+                    best, kept = unseen, {name: value.clone() for name, value in policy.weights().items()}
             if (update + 1) % 50 == 0:
                 self.log(update + 1, metrics)
+        if held_out and c.updates:
+            policy.load_weights(kept)
+            metrics = {**metrics, "bc/held_out_loss": best}
         policy.warm_start = "bc"
         return Fitted(updates=c.updates, metrics=metrics)
+
+    def _split(self, demos: Demos) -> tuple[Demos, Demos | None]:
+        """Those to learn from, and those held out (None for none). Raises DataError if the former are none."""
+        if not self.config.held_out:
+            return demos, None
+        n = len(demos.length)
+        out = max(1, round(self.config.held_out * n))
+        if out >= n:
+            raise DataError(
+                f"{demos.env_id}: held_out={self.config.held_out} holds out {out} of {n} demonstrations, and leaves "
+                "none to learn from. Collect more, or hold out none."
+            )
+        order = np.random.default_rng([self.seed, 0x0E1D]).permutation(n)
+        return demos.take(np.sort(order[out:])), demos.take(np.sort(order[:out]))
+
+    @torch.no_grad()
+    def _nats(self, demos: Demos) -> float:
+        """-log pi of the expert's actions, averaged over all states, nothing smoothed or hidden."""
+        p = self.policy.probabilities(demos.obs)
+        return float(-np.log(p[np.arange(len(demos)), demos.action]).mean())

@@ -1,11 +1,13 @@
 """Demonstrations and branches: what they refuse, what they do not have, and the steps that a branch is made of."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from headstart.envs.collect import collect_demos, replay
 from headstart.envs.errors import DataError
 from headstart.envs.transitions import Branches, Demos
 
@@ -162,3 +164,17 @@ def test_transitions_leave_the_branches_alone() -> None:
         array[:] = 0
     np.testing.assert_equal(b.obs, kept)
     assert b.future.any()
+
+
+def test_some_of_the_demonstrations(tmp_path: Path) -> None:
+    demos = collect_demos("MiniGrid-DoorKey-5x5-v0", 3, history=2, cache=tmp_path)
+    part = demos.take(np.array([2, 0]))
+    assert part.length.tolist() == demos.length[[2, 0]].tolist()
+    assert part.seed.tolist() == demos.seed[[2, 0]].tolist()
+    rows = np.concatenate([np.flatnonzero(demos.episode == e) for e in (2, 0)])
+    np.testing.assert_equal(part.action, demos.action[rows])
+    np.testing.assert_equal(part.obs["frames"], demos.obs["frames"][rows])
+    np.testing.assert_equal(part.state_hash, demos.state_hash[rows])
+    replay(part)
+    with pytest.raises(DataError, match="empty"):
+        demos.take(np.array([], np.int64))

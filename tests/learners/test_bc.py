@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from headstart.envs import engine
 from headstart.envs.collect import collect_demos
-from headstart.envs.errors import Diverged
+from headstart.envs.errors import DataError, Diverged
 from headstart.envs.mirror import mirror_obs
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Demos
@@ -255,3 +255,39 @@ def test_logits_do_not_depend_on_the_batch(demos: Demos, env: HeadstartVecEnv) -
         [policy.logits({name: value[i : i + 1] for name, value in obs.items()}) for i in range(len(demos))]
     )
     torch.testing.assert_close(policy.logits(obs), alone, rtol=1e-4, atol=1e-5)
+
+
+# ---- early stopping ----
+def test_the_weights_that_predict_held_out_demonstrations_best_are_kept(env: HeadstartVecEnv, many: Demos) -> None:
+    """By hand: the loss on the held-out quarter is the smallest of those measured, and it is the kept policy's."""
+    logged: list[dict[str, float]] = []
+    policy = fresh_policy(env)
+    config = BCConfig(updates=300, batch_size=32, weight_decay=0.0, label_smoothing=0.0, held_out=0.25)
+    learner = BC(policy, config, log=lambda update, metrics: logged.append(metrics))
+    fitted = learner.fit(many)
+    learnt, unseen = learner._split(many)
+    assert (len(learnt.length), len(unseen.length)) == (9, 3)
+    assert sorted([*learnt.seed, *unseen.seed]) == sorted(many.seed)
+    p = policy.probabilities(unseen.obs)[np.arange(len(unseen)), unseen.action]
+    losses = [metrics["bc/held_out_loss"] for metrics in logged]
+    assert -np.log(p).mean() == pytest.approx(min(losses), rel=1e-4)
+    assert fitted.metrics["bc/held_out_loss"] == min(losses)
+    assert min(losses) < losses[-1]  # later it learned the rest by heart
+    assert fitted.updates == 300
+
+
+def test_held_out_demonstrations_are_not_learned_from(env: HeadstartVecEnv, many: Demos) -> None:
+    learner = BC(fresh_policy(env), BCConfig(updates=2, batch_size=8, held_out=0.5))
+    _, unseen = learner._split(many)
+    action = many.action.copy()
+    action[np.isin(many.seed[many.episode], unseen.seed)] = 6
+    other = BC(fresh_policy(env), learner.config)
+    learner.fit(many)
+    other.fit(dataclasses.replace(many, action=action))
+    for one, two in zip(weights(learner.policy).values(), weights(other.policy).values(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_holding_out_everything_is_refused(env: HeadstartVecEnv, demos: Demos) -> None:
+    with pytest.raises(DataError, match=r"holds out 1 of 1 demonstrations"):
+        BC(fresh_policy(env), BCConfig(updates=2, held_out=0.2)).fit(demos)
