@@ -13,6 +13,7 @@ from headstart.learners.controls import (
 )
 from headstart.learners.inverse import Inverse, InverseConfig
 from headstart.learners.iwm import IWM, IWMConfig
+from headstart.learners.iwm_reflect import IWMReflect, IWMReflectConfig
 from headstart.learners.learner import Fitted, Learner, Practice
 from headstart.learners.ppo import PPO
 from headstart.learners.preference import Preference, PreferenceConfig
@@ -24,6 +25,7 @@ LEARNERS = {
     InverseConfig: Inverse,
     PreferenceConfig: Preference,
     ReflectionConfig: Reflection,
+    IWMReflectConfig: IWMReflect,
     SelfLabelConfig: SelfLabel,
     RandomJudgeConfig: RandomJudge,
     NoopConfig: Noop,
@@ -41,6 +43,8 @@ __all__ = [
     "DaggerConfig",
     "Fitted",
     "IWMConfig",
+    "IWMReflect",
+    "IWMReflectConfig",
     "Inverse",
     "InverseConfig",
     "JudgeConfig",

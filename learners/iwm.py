@@ -73,6 +73,14 @@ class IWM:
         if branches is None:
             raise UsageError("IWM learns from branches: pass fit(demos, branches), from envs.branch(demos).")
         accept(self.policy, demos, branches, practise)
+        c = self.config
+        metrics = self.predict(branches)
+        imitation = BC(self.policy, c.bc, seed=self.seed, log=lambda u, m: self.log(c.updates + u, m)).fit(demos)
+        self.policy.warm_start = "iwm"
+        return Fitted(updates=c.updates + imitation.updates, metrics={**metrics, **imitation.metrics})
+
+    def predict(self, branches: Branches) -> dict[str, float]:
+        """The first stage alone: trunk and head learn what follows, for whatever comes after it."""
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed)
         seen = [branches, mirror_branches(branches)] if c.bc.mirror and policy.layout.grid else [branches]
@@ -102,6 +110,4 @@ class IWM:
             schedule.step()
             if (update + 1) % 50 == 0:
                 self.log(update + 1, metrics)
-        imitation = BC(policy, c.bc, seed=self.seed, log=lambda u, m: self.log(c.updates + u, m)).fit(demos)
-        policy.warm_start = "iwm"
-        return Fitted(updates=c.updates + imitation.updates, metrics={**metrics, **imitation.metrics})
+        return metrics
