@@ -18,6 +18,7 @@ from headstart.learners.learner import Fitted, Learner, Practice
 from headstart.learners.ppo import PPO
 from headstart.learners.preference import Preference, PreferenceConfig
 from headstart.learners.reflection import JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners.star import Star, StarConfig
 
 LEARNERS = {
     BCConfig: BC,
@@ -30,6 +31,7 @@ LEARNERS = {
     RandomJudgeConfig: RandomJudge,
     NoopConfig: Noop,
     DaggerConfig: Dagger,
+    StarConfig: Star,
 }
 """The learner that a configuration belongs to."""
 
@@ -60,4 +62,6 @@ __all__ = [
     "ReflectionConfig",
     "SelfLabel",
     "SelfLabelConfig",
+    "Star",
+    "StarConfig",
 ]

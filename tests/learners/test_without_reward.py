@@ -26,6 +26,7 @@ from headstart.learners import (
     RandomJudgeConfig,
     ReflectionConfig,
     SelfLabelConfig,
+    StarConfig,
 )
 from headstart.models import HeadstartPolicy
 
@@ -51,6 +52,7 @@ CONFIGS = {
     RandomJudgeConfig: RandomJudgeConfig(REFLECT),
     NoopConfig: NoopConfig(REFLECT),
     DaggerConfig: DaggerConfig(REFLECT),
+    StarConfig: StarConfig(BC, updates=3),
 }
 
 
