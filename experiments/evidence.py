@@ -1,15 +1,15 @@
 """What finished runs say: they are read and checked here, and their numbers become means, intervals and comparisons.
 
-Rules of evidence: intervals need five seeds; an arm is compared with the better of `bc` and `bc_long` on the same seed
-(the same demonstrations), each arm in its better mode, sampled or greedy. Cool, temperature 0.5, is shown and never
-chosen.
+Rules of evidence: intervals need five seeds, and across environments five environments; an arm is compared with the
+better of `bc` and `bc_long` on the same seed (the same demonstrations), each arm in its better mode, sampled or greedy.
+Cool, temperature 0.5, is shown and never chosen. `reflect`, named before the study, also has to beat its controls, in
+which somebody else sits in the judge's place. `dagger` asks the expert and is no rival: it says how far there is to go.
 
 A *summary* is the dictionary that a run leaves in summary.json; an *evaluation* is the rows of evaluation.json and
 evaluation_after_rl.json. Success is a share of levels between 0 and 1.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,46 @@ import numpy as np
 
 from headstart.envs import storage
 from headstart.envs.errors import DataError, UsageError
+from headstart.experiments.intervals import (
+    FEWEST_SEEDS,
+    Estimate,
+    Interval,
+    bootstrap_interval,
+    estimate,
+    interquartile_mean,
+    mean_of_means,
+    paired_interval,
+    probability_of_improvement,
+    share_of,
+)
 
 __all__ = [
     "BASELINES",
-    "FEWEST_SEEDS",
+    "CONTROLS",
+    "FEWEST_ENVIRONMENTS",
+    "HEADLINE",
     "INSTRUCTIONS",
     "MEAN",
+    "REFERENCE",
+    "SAME",
     "SHOWN_MODES",
     "TEST",
+    "Across",
     "Comparison",
-    "Interval",
+    "Gap",
     "Row",
     "Runs",
     "Score",
     "Summary",
+    "across",
     "better_mode",
-    "bootstrap_interval",
     "comparison",
+    "comparisons",
+    "gap",
+    "gap_across",
     "in_words",
-    "paired_interval",
+    "interquartile",
+    "place",
     "read_runs",
     "scaled",
     "scores",
@@ -45,20 +66,24 @@ __all__ = [
 
 SCHEMA = 1  # of the summaries, curves and configurations that are understood here
 EVALUATION_SCHEMA = 2  # 1 had neither other levels nor other instructions
-ORDER = ("scratch", "bc", "bc_long", "iwm", "reflect")  # of rows: baselines first, other arms last by name
+ORDER = (  # of rows: baselines first, arms that are not named here last
+    *("scratch", "bc", "bc_long", "iwm", "inverse", "preference", "star"),
+    *("noop", "random_judge", "self_label", "iwm_reflect", "reflect", "dagger"),
+)
 HEADLINE = "reflect"  # named before the study
 BASELINES = ("bc", "bc_long")
+CONTROLS = ("noop", "random_judge", "self_label")  # of the headline: all but the judge is the same
+REFERENCE = "dagger"
 MODES = ("sampled", "greedy")  # an arm is compared in the better of these
 SHOWN_MODES = ("sampled", "cool", "greedy")
 INSTRUCTIONS = ("given", "shuffled", "emptied", "swapped")
 TEST, MEAN = "test", "mean"  # levels of the training distribution, and all the other levels together
-FEWEST_SEEDS = 5  # with fewer, an interval says more about luck than about the arm
+FEWEST_ENVIRONMENTS = 5  # as many as seeds, and for the same reason
 # Runs that differ in any of these cannot share a table.
 SAME = ("env_id", "demos", "horizon", "validation_levels", "test_levels", "ood", "random_success", "expert_success")
 
 Summary = dict[str, Any]
 Row = dict[str, Any]
-Interval = tuple[float, float] | None
 
 
 # ---- what is on the disk ----
@@ -91,49 +116,55 @@ class Runs:
 def read_runs(directory: Path) -> Runs:
     """Read what is finished in runs/<name>. Raises DataError for damaged files and for runs that do not compare."""
     if not directory.is_dir():
-        raise UsageError(f"{directory}: there is no such directory. Run `headstart run {directory.name}` first.")
+        raise UsageError(f"{directory}: there is no such directory. Run `{_command(directory.name)}` first.")
     summaries, evaluation, curves, unfinished = [], [], {}, []
     facts: dict[str, Any] = {}
     source: dict[str, Path] = {}
     places = [p for p in directory.glob("*/seed*") if p.is_dir() and p.parent.name not in ("demos", "report")]
-    for place in sorted(places, key=lambda p: (_place(p.parent.name), len(p.name), p.name)):
-        if not storage.exists(place / "summary.json"):
-            unfinished.append(f"{place.parent.name}/{place.name}")
+    for path in sorted(places, key=lambda p: (place(p.parent.name), len(p.name), p.name)):
+        if not storage.exists(path / "summary.json"):
+            unfinished.append(f"{path.parent.name}/{path.name}")
             continue
-        summary = storage.load_json(place / "summary.json", kind="summary", schema=SCHEMA)
-        ran = _evaluation(place, summary)
-        config = storage.load_json(place / "config.json", kind="configuration", schema=SCHEMA)
+        summary = storage.load_json(path / "summary.json", kind="summary", schema=SCHEMA)
+        ran = _evaluation(path, summary)
+        config = storage.load_json(path / "config.json", kind="configuration", schema=SCHEMA)
         ours = {name: config[name] for name in SAME}
         evaluation += ran
         ours["variants"] = {row["levels"]: row["episodes"] for row in ran if row["levels"] != TEST}
         ours["instructions"] = [name for name in INSTRUCTIONS if any(row["instruction"] == name for row in ran)]
         if summary["rl_steps"]:
             ours["rl_steps"] = summary["rl_steps"]
-            points = storage.load_json(place / "curve.json", kind="curve", schema=SCHEMA)
+            points = storage.load_json(path / "curve.json", kind="curve", schema=SCHEMA)
             curves.setdefault(summary["arm"], {})[summary["seed"]] = points
         for name, value in ours.items():
             if facts.setdefault(name, value) != value:
                 raise DataError(
-                    f"{place}: has {name} {value}, but {source[name]} has {facts[name]}: they cannot share a table. "
+                    f"{path}: has {name} {value}, but {source[name]} has {facts[name]}: they cannot share a table. "
                     "Move one of them away, or run it again with --fresh."
                 )
-            source.setdefault(name, place)
+            source.setdefault(name, path)
         summaries.append(summary)
     if not summaries:
         raise UsageError(
             f"{directory}: holds no finished run{_unfinished(unfinished)}. "
-            f"Type `headstart run {directory.name}`; it goes on where it was stopped."
+            f"Type `{_command(directory.name)}`; it goes on where it was stopped."
         )
     return Runs(summaries, evaluation, curves, facts, unfinished)
 
 
-def _evaluation(place: Path, summary: Summary) -> list[Row]:
+def _command(name: str) -> str:
+    """What makes runs/<name>; a name like fetch-128 is that of fetch with 128 demonstrations."""
+    env, _, demos = name.rpartition("-")
+    return f"headstart run {env} --demos {demos}" if env and demos.isdigit() else f"headstart run {name}"
+
+
+def _evaluation(path: Path, summary: Summary) -> list[Row]:
     """What one run was evaluated on, before and, if it has had RL, after it."""
     files = ("evaluation.json", *(("evaluation_after_rl.json",) if summary["rl_steps"] else ()))
     return [
         {"arm": summary["arm"], "seed": summary["seed"], "after_rl": after_rl, **row}
         for after_rl, name in enumerate(files)
-        for row in storage.load_json(place / name, kind="evaluation", schema=EVALUATION_SCHEMA)["rows"]
+        for row in storage.load_json(path / name, kind="evaluation", schema=EVALUATION_SCHEMA)["rows"]
     ]
 
 
@@ -147,8 +178,8 @@ class Comparison:
     """An arm against the better of its baselines, seed by seed.
 
     measure: "success" on test levels, or "ood", the mean over the out-of-distribution variants.
-    mode: the better mode of each arm, by its mean over seeds. difference: of each seed, in `seeds`' order.
-    interval: paired t, 95 %; None under five seeds.
+    mode: the better mode of each arm, by its mean over seeds. ours, theirs: success of the arm and of the better
+    baseline on each seed, in `seeds`' order.
     """
 
     measure: str
@@ -156,22 +187,91 @@ class Comparison:
     baselines: tuple[str, ...]
     mode: dict[str, str]
     seeds: tuple[int, ...]
-    difference: tuple[float, ...]
-    mean: float
-    interval: Interval
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    @property
+    def difference(self) -> tuple[float, ...]:
+        return tuple(ours - theirs for ours, theirs in zip(self.ours, self.theirs, strict=True))
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.difference))
+
+    @property
+    def interval(self) -> Interval:
+        """Paired t, 95 %; None under five seeds."""
+        return paired_interval(self.difference)
 
     def __str__(self) -> str:
-        baselines = " and ".join(f"{name} ({self.mode[name]})" for name in self.baselines)
+        names = " and ".join(f"{name} ({self.mode[name]})" for name in self.baselines)
+        better = "the better of " if len(self.baselines) > 1 else ""
         seeds = in_words(self.seeds)
         where = " out of distribution" if self.measure == "ood" else ""
         text = (
-            f"{self.arm} ({self.mode[self.arm]}) minus the better of {baselines}{where}, seed by seed: "
+            f"{self.arm} ({self.mode[self.arm]}) minus {better}{names}{where}, seed by seed: "
             f"{100 * self.mean:+.1f} points"
         )
         if self.interval is None:
             return f"{text} ({seeds}; an interval needs {FEWEST_SEEDS} seeds)"
         low, high = self.interval
         return f"{text}, 95 % paired t interval {100 * low:+.1f} to {100 * high:+.1f} ({seeds})"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far it is from the better baseline to `dagger`, which asks the expert, and how much of that reflect goes.
+
+    closed, whole: reflect and dagger against the same baselines on the same seeds. share: ratio of their means, with
+    the interval of a bootstrap that draws seeds with both of their numbers; None unless the interval of the whole gap
+    is above zero: a share of what may be nothing is no number.
+    """
+
+    closed: Comparison
+    whole: Comparison
+    share: Estimate | None
+
+    def __str__(self) -> str:
+        where = " out of distribution" if self.whole.measure == "ood" else ""
+        text = (
+            f"{self.closed.arm} closes {100 * self.closed.mean:+.1f} of the {100 * self.whole.mean:+.1f} points from "
+            f"the better of {' and '.join(self.whole.baselines)} to {self.whole.arm}{where}"
+        )
+        if self.share is not None:
+            low, high = self.share.interval or (np.nan, np.nan)
+            return f"{text}: {self.share.value:.0%}, 95 % bootstrap interval {low:.0%} to {high:.0%}"
+        if self.whole.interval is None:
+            return f"{text} ({in_words(self.whole.seeds)}; a share needs {FEWEST_SEEDS} seeds)"
+        low, high = self.whole.interval
+        return f"{text}; no share: the gap itself may be none (95 % paired t {100 * low:+.1f} to {100 * high:+.1f})"
+
+
+@dataclass(frozen=True)
+class Across:
+    """A comparison of the same arms in several environments.
+
+    mean: of the environments' mean differences. improvement: probability that the arm beats the baselines on a pair of
+    seeds. Both with the interval of a bootstrap of environments and seeds; None under five environments or seeds.
+    """
+
+    environments: dict[str, Comparison]
+    mean: Estimate
+    improvement: Estimate
+
+    @property
+    def above(self) -> list[str]:
+        """Environments whose own interval is above zero."""
+        return [name for name, found in self.environments.items() if found.interval and found.interval[0] > 0]
+
+    @property
+    def below(self) -> list[str]:
+        return [name for name, found in self.environments.items() if found.interval and found.interval[1] < 0]
+
+    @property
+    def neither(self) -> list[str]:
+        """Environments whose interval includes zero."""
+        sure = {*self.above, *self.below}
+        return [name for name, found in self.environments.items() if found.interval and name not in sure]
 
 
 @dataclass(frozen=True)
@@ -204,29 +304,7 @@ class Score:
         return bootstrap_interval(self.success)
 
 
-# ---- statistics ----
-def bootstrap_interval(values: Sequence[float], resamples: int = 10_000) -> Interval:
-    """95 % percentile bootstrap interval of the mean; None under five values. The same values, the same interval."""
-    if len(values) < FEWEST_SEEDS:
-        return None
-    rng = np.random.default_rng(0)
-    means = rng.choice(np.sort(values), (resamples, len(values))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def paired_interval(differences: Sequence[float]) -> Interval:
-    """95 % t interval of the mean of paired differences; None under five pairs."""
-    n = len(differences)
-    if n < FEWEST_SEEDS:
-        return None
-    from scipy.stats import t  # slow to import
-
-    margin = float(t.ppf(0.975, n - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(n)
-    mean = float(np.mean(differences))
-    return mean - margin, mean + margin
-
-
+# ---- one environment ----
 def better_mode(summaries: Sequence[Summary], measure: str = "success") -> str:
     """The mode in which an arm is better on average over its seeds; sampled when they tie."""
     return max(MODES, key=lambda mode: float(np.mean([s[f"{measure}_{mode}"] for s in summaries])))
@@ -248,24 +326,55 @@ def comparison(
     baselines: tuple[str, ...] = BASELINES,
     *,
     measure: str = "success",
+    against: Iterable[Summary] | None = None,
 ) -> Comparison | None:
     """``arm`` against the better of the baselines on each seed that all of them have; None where there is none.
 
-    measure: "success" on test levels, or "ood", the mean over the out-of-distribution variants.
+    measure: "success" on test levels, or "ood", the mean over the out-of-distribution variants; None where an arm was
+    not measured on any. against: the runs that the baselines are taken from, if they are not the arm's.
     Choosing the better baseline anew on each seed is the strictest reading: it can only favour the baselines.
     """
-    arms = _by_arm(summaries)
-    names = (arm, *baselines)
-    if not all(name in arms for name in names):
+    ours = _by_arm(summaries)
+    theirs = ours if against is None else _by_arm(against)
+    runs = {name: theirs.get(name, []) for name in baselines} | {arm: ours.get(arm, [])}
+    if not all(some and all(f"{measure}_{mode}" in s for s in some for mode in MODES) for some in runs.values()):
         return None
-    mode = {name: better_mode(arms[name], measure) for name in names}
-    success = {name: {s["seed"]: s[f"{measure}_{mode[name]}"] for s in arms[name]} for name in names}
-    seeds = tuple(sorted(set.intersection(*(set(success[name]) for name in names))))
+    mode = {name: better_mode(some, measure) for name, some in runs.items()}
+    success = {name: {s["seed"]: s[f"{measure}_{mode[name]}"] for s in some} for name, some in runs.items()}
+    seeds = tuple(sorted(set.intersection(*(set(found) for found in success.values()))))
     if not seeds:
         return None
-    difference = tuple(success[arm][seed] - max(success[name][seed] for name in baselines) for seed in seeds)
-    mean, interval = float(np.mean(difference)), paired_interval(difference)
-    return Comparison(measure, arm, baselines, mode, seeds, difference, mean, interval)
+    best = tuple(max(success[name][seed] for name in baselines) for seed in seeds)
+    return Comparison(measure, arm, baselines, mode, seeds, tuple(success[arm][seed] for seed in seeds), best)
+
+
+def comparisons(summaries: Sequence[Summary], measure: str = "success") -> list[Comparison]:
+    """Every arm that is a rival of the baselines against them, and the headline against each of its controls too."""
+    arms = _by_arm(summaries)
+    rivals = [arm for arm in arms if arm not in ("scratch", *BASELINES, *CONTROLS, REFERENCE)]
+    pairs = [(arm, BASELINES) for arm in rivals] + [(HEADLINE, (control,)) for control in CONTROLS]
+    found = (comparison(summaries, arm, baselines, measure=measure) for arm, baselines in pairs)
+    return [difference for difference in found if difference is not None]
+
+
+def gap(summaries: Iterable[Summary], measure: str = "success") -> Gap | None:
+    """What the headline closes of the gap between baselines and reference; None where one of them is missing."""
+    runs = [s for s in summaries if s["arm"] in (HEADLINE, REFERENCE, *BASELINES)]
+    by_arm = _by_arm(runs)
+    shared = set.intersection(*({s["seed"] for s in some} for some in by_arm.values())) if by_arm else set()
+    runs = [s for s in runs if s["seed"] in shared]
+    closed, whole = (comparison(runs, arm, measure=measure) for arm in (HEADLINE, REFERENCE))
+    if closed is None or whole is None:
+        return None
+    return Gap(closed, whole, _share({"": closed}, {"": whole}, whole.interval))
+
+
+def _share(closed: Mapping[str, Comparison], whole: Mapping[str, Comparison], interval: Interval) -> Estimate | None:
+    """The share that is closed, given the interval of the whole; None if that includes zero."""
+    if interval is None or interval[0] <= 0:
+        return None
+    pairs = [np.stack([closed[name].difference, whole[name].difference], axis=1) for name in whole]
+    return estimate(pairs, share_of)
 
 
 def study_rows(summaries: Iterable[Summary], scale: tuple[float, float]) -> list[Row]:
@@ -312,7 +421,7 @@ def scores(
         if row["instruction"] == instruction
     }
     found = []
-    for after_rl, (_, arm) in sorted({(after_rl, _place(arm)) for after_rl, arm, *_ in success}):
+    for after_rl, (_, arm) in sorted({(after_rl, place(arm)) for after_rl, arm, *_ in success}):
         seeds = tuple(sorted({seed for *policy, _, _, seed in success if policy == [after_rl, arm]}))
         by_mode = {
             mode: np.array([[success[after_rl, arm, mode, name, seed] for seed in seeds] for name in levels])
@@ -326,6 +435,43 @@ def scores(
     return found
 
 
+# ---- several environments ----
+def across(environments: Mapping[str, Comparison]) -> Across | None:
+    """A comparison over environments, each of which counts the same; None if there is none."""
+    if not environments:
+        return None
+    pairs = [np.stack([found.ours, found.theirs], axis=1) for found in environments.values()]
+    mean = estimate([found.difference for found in environments.values()], mean_of_means)
+    return Across(
+        dict(environments), _in_enough(mean, pairs), _in_enough(estimate(pairs, probability_of_improvement), pairs)
+    )
+
+
+def gap_across(gaps: Mapping[str, Gap]) -> tuple[Estimate, Estimate | None] | None:
+    """The mean gap over environments, and the share of it that is closed; None if there is no environment.
+
+    The share is a ratio of means over environments, so that one with hardly any gap does not decide.
+    """
+    if not gaps:
+        return None
+    closed = {name: found.closed for name, found in gaps.items()}
+    whole = {name: found.whole for name, found in gaps.items()}
+    differences = [found.difference for found in whole.values()]
+    mean = _in_enough(estimate(differences, mean_of_means), differences)
+    return mean, _share(closed, whole, mean.interval)
+
+
+def interquartile(samples: Sequence[Sequence[float]]) -> Estimate:
+    """Interquartile mean over all runs of an arm, given the success of each seed in each environment."""
+    return _in_enough(estimate(samples, interquartile_mean), samples)
+
+
+def _in_enough(found: Estimate, samples: Sequence[Any]) -> Estimate:
+    """Without its interval where the environments are too few."""
+    return found if len(samples) >= FEWEST_ENVIRONMENTS else Estimate(found.value, None)
+
+
+# ---- parts ----
 def _by_arm(summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
     """Summaries of each arm in order of seed; arms in the order of the table, unknown ones last."""
     arms: dict[str, dict[int, Summary]] = {}
@@ -334,10 +480,11 @@ def _by_arm(summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
         if summary["seed"] in seeds:
             raise ValueError(f"two summaries of {summary['arm']}, seed {summary['seed']}")
         seeds[summary["seed"]] = summary
-    return {arm: [arms[arm][seed] for seed in sorted(arms[arm])] for arm in sorted(arms, key=_place)}
+    return {arm: [arms[arm][seed] for seed in sorted(arms[arm])] for arm in sorted(arms, key=place)}
 
 
-def _place(arm: str) -> tuple[int, str]:
+def place(arm: str) -> tuple[int, str]:
+    """Where an arm stands in a table: a key to sort by."""
     return (ORDER.index(arm) if arm in ORDER else len(ORDER), arm)
 
 

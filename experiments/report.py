@@ -21,23 +21,22 @@ from pathlib import Path
 from headstart.envs import storage
 from headstart.experiments import pictures
 from headstart.experiments.evidence import (
-    BASELINES,
-    FEWEST_SEEDS,
     MEAN,
     SHOWN_MODES,
     TEST,
-    Interval,
     Row,
     Runs,
     Score,
-    comparison,
+    comparisons,
+    gap,
     in_words,
     read_runs,
     scores,
     study_rows,
 )
+from headstart.experiments.intervals import FEWEST_SEEDS, Interval
 
-__all__ = ["Report", "crossed", "markdown", "write_report"]
+__all__ = ["Report", "as_csv", "crossed", "in_brackets", "markdown", "table", "write_report"]
 
 SCHEMA = 1  # of what is written here
 EVALUATION_COLUMNS = ("arm", "seed", "after_rl", "levels", "instruction", "mode", "episodes", "success", "length")
@@ -62,8 +61,8 @@ def write_report(directory: Path) -> Report:
     with storage.lock(places.table.parent):
         text = _text(runs, rows)
         storage.save_text(places.table, text, kind="report", schema=SCHEMA)
-        storage.save_text(places.table.with_name("results.csv"), _csv(runs.summaries), kind="results", schema=SCHEMA)
-        evaluated = _csv([{name: row[name] for name in EVALUATION_COLUMNS} for row in runs.evaluation])
+        storage.save_text(places.table.with_name("results.csv"), as_csv(runs.summaries), kind="results", schema=SCHEMA)
+        evaluated = as_csv([{name: row[name] for name in EVALUATION_COLUMNS} for row in runs.evaluation])
         storage.save_text(places.table.with_name("evaluation.csv"), evaluated, kind="evaluations", schema=SCHEMA)
         points = [
             {"arm": arm, "seed": seed, **point}
@@ -71,7 +70,7 @@ def write_report(directory: Path) -> Report:
             for seed, curve in sorted(seeds.items())
             for point in curve
         ]
-        storage.save_text(places.table.with_name("curves.csv"), _csv(points), kind="curves", schema=SCHEMA)
+        storage.save_text(places.table.with_name("curves.csv"), as_csv(points), kind="curves", schema=SCHEMA)
         drawn = {"success": partial(pictures.draw, runs)}
         if runs.facts["variants"]:
             drawn["ood"] = partial(pictures.draw_ood, runs, panels)
@@ -115,10 +114,10 @@ def _text(runs: Runs, rows: Sequence[Row]) -> str:
 
 
 def _comparisons(runs: Runs, measure: str) -> list[str]:
-    """A list with a line for every arm that is neither a baseline nor without a warm start; [] if there is none."""
-    ours = [arm for arm in runs.arms if arm not in ("scratch", *BASELINES)]
-    found = [found for arm in ours if (found := comparison(runs.summaries, arm, measure=measure))]
-    return ["\n".join(f"- {difference}" for difference in found)] if found else []
+    """A list with a line for every difference that counts, and one for the gap to the reference; [] if none."""
+    found = [*comparisons(runs.summaries, measure), gap(runs.summaries, measure)]
+    lines = [f"- {line}" for line in found if line is not None]
+    return ["\n".join(lines)] if lines else []
 
 
 def _out_of_distribution(runs: Runs) -> list[str]:
@@ -149,7 +148,7 @@ def _instruction_use(runs: Runs) -> list[str]:
     ]
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[Row]) -> str:
     """Rows as CSV; the columns of all rows, blank where a row has none."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
@@ -183,7 +182,7 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{row['seeds']}",
             f"{row['episodes']:,}",
             *modes.values(),
-            _in_brackets(row["scaled"], _bounds(row, "scaled"), "{:.2f}"),
+            in_brackets(row["scaled"], _bounds(row, "scaled"), "{:.2f}"),
             f"{row['updates']:,}",
             f"{row['expert_steps']:,}",
             f"{row['env_steps_before_rl']:,}",
@@ -191,7 +190,7 @@ def markdown(rows: Sequence[Row]) -> str:
             "" if row["dip"] is None else f"{100 * row['dip']:.1f}",
         )
         lines.append(cells)
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def crossed(columns: Mapping[str, Sequence[Score]], *, with_mode: bool = False) -> str:
@@ -202,12 +201,12 @@ def crossed(columns: Mapping[str, Sequence[Score]], *, with_mode: bool = False) 
     lines = []
     for policy, any_score in policies.items():
         shown = [cells[policy, name] for name in columns]
-        numbers = [_in_brackets(score.mean, score.interval, "{:.1f}", 100) for score in shown]
+        numbers = [in_brackets(score.mean, score.interval, "{:.1f}", 100) for score in shown]
         lines.append((policy, f"{len(any_score.seeds)}", *((any_score.mode,) if with_mode else ()), *numbers))
-    return _table(head, lines)
+    return table(head, lines)
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Markdown; all but the first column are numbers."""
     rule = "|---" + "|---:" * (len(head) - 1) + "|"
     first, *others = ("| " + " | ".join(cells) + " |" for cells in (head, *lines))
@@ -217,14 +216,14 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def _percent(row: Row, name: str) -> str:
     if row[name] is None:
         return ""
-    return _in_brackets(row[name], _bounds(row, name), "{:.1f}", 100)
+    return in_brackets(row[name], _bounds(row, name), "{:.1f}", 100)
 
 
 def _bounds(row: Row, name: str) -> Interval:
     return None if row[f"{name}_low"] is None else (row[f"{name}_low"], row[f"{name}_high"])
 
 
-def _in_brackets(value: float, interval: Interval, form: str, unit: int = 1) -> str:
+def in_brackets(value: float, interval: Interval, form: str, unit: int = 1) -> str:
     """The value, and its interval in brackets if it has one."""
     text, *ends = (form.format(unit * number) for number in (value, *(interval or ())))
     return f"{text} ({' to '.join(ends)})" if ends else text

@@ -1,13 +1,12 @@
-"""What runs say: statistics worked by hand."""
+"""What runs say: comparisons, rows and scores worked by hand."""
 
-import math
 from typing import Any
 
 import pytest
 
 from headstart.envs.errors import DataError
 from headstart.experiments import evidence
-from headstart.experiments.evidence import comparison, scores, study_rows
+from headstart.experiments.evidence import across, comparison, comparisons, gap, gap_across, scores, study_rows
 
 RL_STEPS = 300_000
 SCALE = (0.1, 0.9)  # success of random play and of the expert
@@ -25,24 +24,7 @@ def after_rl(start: float, minimum: float, end: float, spent: int) -> dict[str, 
     return facts | {"rl_end": end, "rl_steps": RL_STEPS, "env_steps": RL_STEPS + spent}
 
 
-# ---- statistics ----
-def test_paired_t_interval_by_hand() -> None:
-    # mean 0.15; squares of deviations sum to 0.025, so sd = sqrt(0.025 / 4), its error sqrt(0.00125); t(4) = 2.776445
-    interval = evidence.paired_interval([0.10, 0.20, 0.15, 0.05, 0.25])
-    assert interval == pytest.approx((0.15 - 2.776445 * math.sqrt(0.00125), 0.15 + 2.776445 * math.sqrt(0.00125)))
-    assert evidence.paired_interval([0.10, 0.20, 0.15, 0.05]) is None
-
-
-def test_bootstrap_interval_by_hand() -> None:
-    # The mean of a resample is Binomial(5, 0.2) / 5: P(X = 0) = 0.33, P(X <= 2) = 0.942, P(X <= 3) = 0.993.
-    assert evidence.bootstrap_interval([0, 0, 1, 0, 0]) == pytest.approx((0.0, 0.6))
-    assert evidence.bootstrap_interval([0.4] * 10) == pytest.approx((0.4, 0.4))
-    assert evidence.bootstrap_interval([0.1, 0.5, 0.3, 0.9, 0.7]) == evidence.bootstrap_interval(
-        [0.9, 0.7, 0.5, 0.3, 0.1]
-    )
-    assert evidence.bootstrap_interval([0.1, 0.2, 0.3, 0.4]) is None
-
-
+# ---- an arm against its baselines ----
 def test_the_better_mode_is_better_on_average() -> None:
     runs = [summary("bc", 0, sampled=0.5, greedy=0.6), summary("bc", 1, sampled=0.6, greedy=0.1)]
     assert evidence.better_mode(runs) == "sampled"
@@ -111,6 +93,143 @@ def test_no_comparison_without_both_baselines() -> None:
     assert comparison(summaries_of(reflect={7: (0.1, 0.2)}, bc=BC, bc_long=BC_LONG)) is None
 
 
+def test_no_comparison_on_what_was_not_measured() -> None:
+    """An environment without variants has no success out of distribution."""
+    assert comparison(summaries_of(reflect=REFLECT, bc=BC, bc_long=BC_LONG), measure="ood") is None
+
+
+def test_baselines_of_other_runs() -> None:
+    """As with fewer demonstrations: their bc is 0.5 on both seeds, that of the arm's own runs does not count."""
+    few = summaries_of(reflect={0: (0.6, 0.1), 1: (0.3, 0.1), 2: (0.9, 0.1)}, bc=dict.fromkeys(range(3), (0.9, 0.9)))
+    full = summaries_of(bc={0: (0.5, 0.1), 1: (0.5, 0.1)}, reflect={0: (0.0, 0.0), 1: (0.0, 0.0)})
+    found = comparison(few, baselines=("bc",), against=full)
+    assert found is not None
+    assert found.difference == pytest.approx((0.1, -0.2))
+    assert str(found).startswith("reflect (sampled) minus bc (sampled), seed by seed: -5.0 points")
+
+
+def one_mode(**arms: list[float]) -> list[dict[str, Any]]:
+    """Success of each seed, sampled; greedy none."""
+    return summaries_of(**{arm: {seed: (one, 0.0) for seed, one in enumerate(all_)} for arm, all_ in arms.items()})
+
+
+def test_who_is_compared_with_whom() -> None:
+    """Rivals with both baselines, the headline with its controls too; the reference is no rival."""
+    arms = ["scratch", "bc", "bc_long", "iwm", "star", "noop", "self_label", "reflect", "dagger", "mine"]
+    found = comparisons(one_mode(**{arm: [0.5] for arm in arms}))
+    assert [(each.arm, each.baselines) for each in found] == [
+        ("iwm", ("bc", "bc_long")),
+        ("star", ("bc", "bc_long")),
+        ("reflect", ("bc", "bc_long")),
+        ("mine", ("bc", "bc_long")),
+        ("reflect", ("noop",)),
+        ("reflect", ("self_label",)),
+    ]
+    assert comparisons(one_mode(bc=[0.5], bc_long=[0.5])) == []
+
+
+# ---- the gap to those who ask the expert ----
+# the better baseline: 0.4, 0.5, 0.4, 0.5, 0.4; reflect is 0.1, 0.2, 0.0, 0.1, 0.1 above it, dagger 0.2 to 0.4
+GAP = {"bc": [0.4, 0.5, 0.3, 0.5, 0.4], "bc_long": [0.3, 0.2, 0.4, 0.5, 0.4]}
+CLOSED, DAGGER = [0.5, 0.7, 0.4, 0.6, 0.5], [0.6, 0.9, 0.6, 0.7, 0.8]
+
+
+def test_the_gap_by_hand() -> None:
+    found = gap(one_mode(**GAP, reflect=CLOSED, dagger=DAGGER))
+    assert found is not None
+    assert found.closed.difference == pytest.approx((0.1, 0.2, 0.0, 0.1, 0.1))
+    assert found.whole.difference == pytest.approx((0.2, 0.4, 0.2, 0.2, 0.4))
+    assert found.share is not None
+    assert found.share.value == pytest.approx(0.5 / 1.4)
+    assert found.share.interval is not None
+    assert 0 < found.share.interval[0] < 0.5 / 1.4 < found.share.interval[1] < 0.55
+    assert str(found).startswith(
+        "reflect closes +10.0 of the +28.0 points from the better of bc and bc_long to dagger: 36%, 95 % bootstrap"
+    )
+
+
+def test_no_share_of_a_gap_that_may_be_none() -> None:
+    level = [0.6, 0.3, 0.6, 0.4, 0.5]  # 0.2, -0.2, 0.2, -0.1, 0.1 above the baselines
+    found = gap(one_mode(**GAP, reflect=CLOSED, dagger=level))
+    assert found is not None
+    assert found.share is None
+    assert "no share: the gap itself may be none" in str(found)
+    few = gap(one_mode(**{arm: seeds[:4] for arm, seeds in GAP.items()}, reflect=CLOSED, dagger=DAGGER))
+    assert few is not None
+    assert few.share is None
+    assert str(few).endswith("(seeds 0-3; a share needs 5 seeds)")
+
+
+def test_the_gap_is_that_of_the_seeds_that_all_have() -> None:
+    runs = one_mode(**GAP, reflect=CLOSED, dagger=DAGGER[:3])
+    found = gap(runs)
+    assert found is not None
+    assert found.closed.seeds == found.whole.seeds == (0, 1, 2)
+    assert gap(one_mode(**GAP, reflect=CLOSED)) is None
+
+
+# ---- several environments ----
+def against(*difference: float) -> evidence.Comparison:
+    """An arm that has these differences to a baseline of 0.5."""
+    seeds, mode = tuple(range(len(difference))), {"reflect": "sampled", "bc": "sampled"}
+    ours = tuple(0.5 + more for more in difference)
+    return evidence.Comparison("success", "reflect", ("bc",), mode, seeds, ours, (0.5,) * len(seeds))
+
+
+ENVIRONMENTS = {
+    "a": against(0.1, 0.2, 0.1, 0.2, 0.15),  # above zero
+    "b": against(0.3, 0.3, 0.4, 0.2, 0.3),  # above zero
+    "c": against(-0.3, 0.3, 0.0, 0.1, -0.1),  # neither
+    "d": against(-0.1, -0.2, -0.1, -0.2, -0.15),  # below zero
+    "e": against(0.1, 0.1, 0.1, 0.0, 0.2),  # above zero
+}
+
+
+def test_across_environments_by_hand() -> None:
+    found = across(ENVIRONMENTS)
+    assert found is not None
+    assert (found.above, found.below, found.neither) == (["a", "b", "e"], ["d"], ["c"])
+    assert found.mean.value == pytest.approx((0.15 + 0.3 + 0.0 - 0.15 + 0.1) / 5)
+    assert found.mean.interval is not None
+    assert -0.15 < found.mean.interval[0] < 0.08 < found.mean.interval[1] < 0.3
+    # all pairs are won in a and b, none in d; in c 2 of 5 and a tie, in e 4 of 5 and a tie
+    assert found.improvement.value == pytest.approx((1 + 1 + 0.5 + 0 + 0.9) / 5)
+    assert across({}) is None
+
+
+def test_four_environments_or_four_seeds_have_no_interval() -> None:
+    few = {name: found for name, found in ENVIRONMENTS.items() if name != "c"}
+    short = ENVIRONMENTS | {"c": against(0.1, 0.1, 0.1, 0.2)}
+    for environments in (few, short):
+        found = across(environments)
+        assert found is not None
+        assert found.mean.interval is found.improvement.interval is None
+    assert across(short).neither == []  # type: ignore[union-attr]
+    assert across(short).above == ["a", "b", "e"]  # type: ignore[union-attr]
+
+
+def test_the_interquartile_mean_needs_environments_too() -> None:
+    # ten runs, two cut at each end: the middle six are 0.2 and five times 0.5
+    five = [[0.0, 0.1], [0.2, 0.5], [0.5, 0.5], [0.5, 0.5], [1.0, 0.9]]
+    assert evidence.interquartile(five).value == pytest.approx(2.7 / 6)
+    assert evidence.interquartile([[0.5] * 5] * 4).interval is None
+    assert evidence.interquartile([[0.5] * 5] * 5).interval == (0.5, 0.5)
+
+
+def test_the_gap_across_environments_is_a_ratio_of_means() -> None:
+    wide = gap(one_mode(**GAP, reflect=CLOSED, dagger=DAGGER))  # 0.1 of 0.28
+    narrow = gap(one_mode(bc=[0.5] * 5, bc_long=[0.4] * 5, reflect=[0.6] * 5, dagger=[0.52] * 5))  # 0.1 of 0.02
+    assert wide is not None
+    assert narrow is not None
+    mean, share = gap_across({"a": wide, "b": wide, "c": wide, "d": wide, "e": narrow}) or (None, None)
+    assert mean is not None
+    assert share is not None
+    assert mean.value == pytest.approx((4 * 0.28 + 0.02) / 5)
+    assert share.value == pytest.approx(0.5 / (4 * 0.28 + 0.02))
+    assert gap_across({"a": wide}) == (evidence.Estimate(pytest.approx(0.28), None), None)  # type: ignore[arg-type]
+    assert gap_across({}) is None
+
+
 # ---- rows ----
 def test_a_row_by_hand() -> None:
     runs = [
@@ -134,9 +253,10 @@ def test_an_arm_without_rl_has_no_numbers_of_rl() -> None:
 
 
 def test_rows_are_in_the_order_of_the_table() -> None:
-    arms = ["zebra", "reflect", "another", "iwm", "bc_long", "scratch", "bc"]
+    arms = ["zebra", "dagger", "reflect", "another", "noop", "iwm", "bc_long", "scratch", "bc"]
     rows = study_rows([summary(arm, 0, 0.5) for arm in arms], SCALE)
-    assert [row["arm"] for row in rows] == ["scratch", "bc", "bc_long", "iwm", "reflect", "another", "zebra"]
+    order = ["scratch", "bc", "bc_long", "iwm", "noop", "reflect", "dagger", "another", "zebra"]
+    assert [row["arm"] for row in rows] == order
 
 
 def test_rows_refuse_what_cannot_be_averaged() -> None:

@@ -169,6 +169,23 @@ def test_out_of_distribution_by_hand(tmp_path: Path, undrawn: None) -> None:
     ) in text
 
 
+def test_controls_and_the_gap_have_their_lines(tmp_path: Path, undrawn: None) -> None:
+    for arm, sampled in (("bc", 0.4), ("bc_long", 0.35), ("noop", 0.45), ("reflect", 0.5), ("dagger", 0.6)):
+        for seed in range(5):
+            save_run(tmp_path, summary(arm, seed, sampled))
+    lines = write_report(tmp_path).text.splitlines()
+    told = [line.partition(":")[0] for line in lines if line.startswith("- ")]
+    assert told == [
+        "- reflect (sampled) minus the better of bc (sampled) and bc_long (sampled), seed by seed",
+        "- reflect (sampled) minus noop (sampled), seed by seed",
+        "- reflect closes +10.0 of the +20.0 points from the better of bc and bc_long to dagger",
+        "- reflect (sampled) minus the better of bc (sampled) and bc_long (sampled) out of distribution, seed by seed",
+        "- reflect (sampled) minus noop (sampled) out of distribution, seed by seed",
+        "- reflect closes +5.0 of the +10.0 points from the better of bc and bc_long to dagger out of distribution",
+    ]
+    assert any(line.endswith("to dagger: 50%, 95 % bootstrap interval 50% to 50%") for line in lines)
+
+
 def test_instruction_use_by_hand(tmp_path: Path, undrawn: None) -> None:
     for seed, sampled in enumerate((0.8, 0.4)):
         save_run(tmp_path, summary("bc", seed, sampled, greedy=0.9))
@@ -307,8 +324,10 @@ def test_an_evaluation_of_an_older_version_is_refused(directory: Path) -> None:
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="headstart run door_key"):
+    with pytest.raises(UsageError, match="headstart run door_key` first"):
         write_report(tmp_path / "door_key")
+    with pytest.raises(UsageError, match="headstart run door_key --demos 4` first"):
+        write_report(tmp_path / "door_key-4")
     (tmp_path / "door_key" / "bc" / "seed0").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"no finished run \(unfinished: bc/seed0\)"):
         write_report(tmp_path / "door_key")
