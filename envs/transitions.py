@@ -135,6 +135,12 @@ class Branches:
     def __len__(self) -> int:
         return len(self.action)
 
+    def take(self, index: NDArray[np.int64]) -> "Branches":
+        """The branches of the states at ``index``; ``env_steps`` stays what all of them have cost."""
+        parts = ("expert_action", "action", "future", "revisit", "ended")
+        obs = {name: value[index] for name, value in self.obs.items()}
+        return replace(self, obs=obs, **{name: getattr(self, name)[index] for name in parts})
+
     @property
     def frame(self) -> NDArray[np.uint8]:
         """(N, F) the present, beside which the futures are judged."""

@@ -171,7 +171,7 @@ class Dagger(Control):
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
         """As in reflection, on the states that were answered."""
         answered = [label.sum(1) > 0 for label in labels]
-        kept = [_some(states, where) for states, where in zip(own, answered, strict=True)]
+        kept = [states.take(np.flatnonzero(where)) for states, where in zip(own, answered, strict=True)]
         labels = [label[where] for label, where in zip(labels, answered, strict=True)]
         return super().fit_policy(demos, kept, labels, updates)
 
@@ -179,9 +179,3 @@ class Dagger(Control):
         fitted = super().fit(demos, branches, practise)
         asked = {"dagger/queries": float(self.queries), "dagger/unanswered": float(self.unanswered)}
         return replace(fitted, metrics=fitted.metrics | asked)
-
-
-def _some(branches: Branches, where: NDArray[np.bool_]) -> Branches:
-    """The branches of some of the states."""
-    parts = {name: getattr(branches, name)[where] for name in ("expert_action", "action", "future", "revisit", "ended")}
-    return replace(branches, obs={name: value[where] for name, value in branches.obs.items()}, **parts)

@@ -17,6 +17,7 @@ learned. Steps 2 to 4 on fresh levels are ours: DAgger (arXiv 1011.0686) with th
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from tqdm import trange
 
 from headstart.envs import collect
+from headstart.envs.effects import EFFECTS, effects
 from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
 from headstart.envs.simulator import Actor, Simulator, uniform_actor
@@ -36,6 +38,7 @@ from headstart.models.judge import Judge
 from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
 from headstart.models.optimizer import adamw
 from headstart.models.policy import HeadstartPolicy, as_tensors
+from headstart.models.rationale import RationaleHead, margins, shuffled
 
 __all__ = ["JudgeConfig", "Reflection", "ReflectionConfig"]
 
@@ -50,6 +53,11 @@ class JudgeConfig:
     """Gradient updates of each member."""
     temperature: float = 1.0
     """Of the judgement that becomes a label."""
+    horizon: int = 1
+    """Steps to the future that is judged: the action, then what the policy does by itself."""
+    sees_end: bool = False
+    """Tell the judges whether the episode was over. Where only success ends it, that is the reward: results with this
+    on are not results without reward."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,26 @@ class ReflectionConfig:
     level_steps: int = 60
     """Longest episode on a fresh level."""
     states: int = 2000
-    """States of these episodes, drawn at random, in which every action is tried."""
+    """States of these episodes in which every action is tried."""
+    where: Literal["random", "uncertain"] = "random"
+    """Which states these are: any of those that were reached, or those where the policy is least sure."""
+    confidence: float = 0.0
+    """Only states in which the judges give their preferred action at least this probability are learned from."""
     updates: int = 500
     """Gradient updates of the policy before the first round."""
     round_updates: int = 1500
     """Gradient updates of the policy after each round."""
     own_weight: float = 4.0
     """Weight of the self-labelled states beside the expert's."""
+    rationale_weight: float = 0.0
+    """Weight of predicting, before acting, what every action does and by how much the judges prefer it."""
+    shuffled_rationale: bool = False
+    """The control: learn the rationales of other states."""
+
+    @property
+    def horizon(self) -> int:
+        """Steps of the branches that a fit wants."""
+        return self.judge.horizon
 
     @property
     def total_updates(self) -> int:
@@ -97,37 +118,60 @@ class Reflection:
         torch.manual_seed(seed)
         judge = self.config.judge
         self.judges = [
-            Judge(policy.new_extractor(), dropout=judge.dropout).to(policy.device) for _ in range(judge.members)
+            Judge(policy.new_extractor(), signs=1 + judge.sees_end, dropout=judge.dropout).to(policy.device)
+            for _ in range(judge.members)
         ]
+        self.rationale = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
         self.updates = self.env_steps = 0
 
     # ---- losses ----
     def judge_loss(
-        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, revisit: Tensor, action: Tensor
+        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, signs: Tensor, action: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Find the expert's future: observations (B, ...), futures (B, A, F), revisits (B, A), actions (B,)."""
+        """Find the expert's future: observations (B, ...), futures (B, A, F), signs (B, A, S), actions (B,)."""
         credit = same_future_credit(future, action)  # (B, A)
-        score = judge(obs, future, revisit)  # (B, A)
+        score = judge(obs, future, signs)  # (B, A)
         loss = contrast_loss(score, credit)
         accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
         return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
 
     def policy_loss(
-        self, expert_obs: dict[str, Tensor], target: Tensor, weight: Tensor, own_obs: dict[str, Tensor], label: Tensor
+        self,
+        expert_obs: dict[str, Tensor],
+        target: Tensor,
+        weight: Tensor,
+        own_obs: dict[str, Tensor],
+        label: Tensor,
+        why: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Imitate the expert (target (B, A), weight (B,)) and one's own judgement (label (B', A))."""
+        """Imitate the expert (target (B, A), weight (B,)) and one's own judgement (label (B', A)).
+
+        ``why``: effects (B', A) and margins (B', A), if they are to be predicted too.
+        """
         both = {name: torch.cat([expert_obs[name], own_obs[name]]) for name in expert_obs}
-        expert, own = self.policy.logits(both).split([len(target), len(label)])
+        features = self.policy.features(both)
+        expert, own = self.policy.logits_of(features).split([len(target), len(label)])
         imitation = soft_cross_entropy(expert, target, weight=weight, label_smoothing=self.config.bc.label_smoothing)
         judged = soft_cross_entropy(own, label)
         loss = imitation + self.config.own_weight * judged
         agreed = target.gather(1, expert.argmax(1, keepdim=True)).flatten()
-        return loss, {
+        metrics = {
             "bc/loss": float(imitation.detach()),
             "bc/accuracy": float((agreed * weight).sum() / weight.sum()),
             "reflect/own_loss": float(judged.detach()),
             "reflect/own_agreement": float((own.argmax(1) == label.argmax(1)).float().mean()),
         }
+        if why is not None:
+            explained, found = self.rationale.loss(features[len(target) :], *why)
+            loss = loss + self.config.rationale_weight * explained
+            metrics |= found
+        return loss, metrics
+
+    def consequences(self, branches: Branches) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """What is judged: futures (N, A, F), and signs (N, A, S): seen before? and, where that is shown, over?"""
+        last = self.config.judge.horizon - 1
+        signs = [branches.revisit, branches.ended[:, :, last]] if self.config.judge.sees_end else [branches.revisit]
+        return branches.future[:, :, last], np.stack(signs, axis=2)
 
     # ---- stages ----
     def fit_judges(self, branches: Branches) -> dict[str, float]:
@@ -135,9 +179,9 @@ class Reflection:
         c, bc, device = self.config.judge, self.config.bc, self.policy.device
         generator = torch.Generator().manual_seed(self.seed)
         seen = [branches, mirror_branches(branches)] if bc.mirror and self.policy.layout.grid else [branches]
-        future, revisit, action = (
+        future, signs, action = (
             torch.as_tensor(np.concatenate(parts), device=device)
-            for parts in zip(*((b.future[:, :, 0], b.revisit, b.expert_action) for b in seen), strict=True)
+            for parts in zip(*((*self.consequences(b), b.expert_action) for b in seen), strict=True)
         )
         obs = as_tensors({name: np.concatenate([b.obs[name] for b in seen]) for name in branches.obs}, device)
         metrics: dict[str, float] = {}
@@ -150,7 +194,7 @@ class Reflection:
                 i = torch.randint(len(action), (bc.batch_size,), generator=generator).to(device)
                 batch = {name: value[i] for name, value in obs.items()}
                 batch = hide_past(batch, self.policy.n_actions, bc.hidden_past, bc.hidden_actions, generator)
-                loss, metrics = self.judge_loss(judge, batch, future[i], revisit[i], action[i])
+                loss, metrics = self.judge_loss(judge, batch, future[i], signs[i], action[i])
                 finite(loss, "reflect (judge)", update)
                 optimizer.zero_grad()
                 loss.backward()
@@ -167,12 +211,12 @@ class Reflection:
         ``states`` (N) are those that have been branched; a judge of futures needs them no more.
         """
         device, labels = self.policy.device, []
+        futures, all_signs = self.consequences(branches)
         for i in range(0, len(branches), 512):
             part = slice(i, i + 512)
             obs = as_tensors({name: value[part] for name, value in branches.obs.items()}, device)
-            future = torch.as_tensor(branches.future[part, :, 0], device=device)
-            revisit = torch.as_tensor(branches.revisit[part], device=device)
-            log_p = torch.stack([torch.log_softmax(judge(obs, future, revisit), dim=1) for judge in self.judges])
+            future, signs = (torch.as_tensor(x[part], device=device) for x in (futures, all_signs))
+            log_p = torch.stack([torch.log_softmax(judge(obs, future, signs), dim=1) for judge in self.judges])
             labels.append(torch.softmax(log_p.mean(0) / self.config.judge.temperature, dim=1))
         return torch.cat(labels).cpu().numpy()
 
@@ -187,10 +231,13 @@ class Reflection:
             mirrored = mirror_obs(own_obs)
             own_obs = {name: np.concatenate([value, mirrored[name]]) for name, value in own_obs.items()}
             label = np.concatenate([label, label[:, mirror_action(np.arange(policy.n_actions))]])
+        effect, margin = self._rationales(own, labels) if self.config.rationale_weight else (label, label)
         expert_obs, own_obs = as_tensors(expert_obs, policy.device), as_tensors(own_obs, policy.device)
-        target, weight, label = (torch.as_tensor(x, device=policy.device) for x in (target, weight, label))
+        target, weight, label, effect, margin = (
+            torch.as_tensor(x, device=policy.device) for x in (target, weight, label, effect, margin)
+        )
         optimizer, schedule = adamw(
-            policy.actor_parameters(),
+            [*policy.actor_parameters(), *self.rationale.parameters()],
             learning_rate=bc.learning_rate,
             weight_decay=bc.weight_decay,
             updates=updates,
@@ -206,6 +253,7 @@ class Reflection:
                 weight[i],
                 {name: value[j] for name, value in own_obs.items()},
                 label[j],
+                (effect[j], margin[j]) if self.config.rationale_weight else None,
             )
             finite(loss, "reflect", update)
             optimizer.zero_grad()
@@ -215,11 +263,27 @@ class Reflection:
             self._count(metrics)
         return metrics
 
+    def _rationales(self, own: list[Branches], labels: list[NDArray]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """What the actions did (N, A) and how they were judged (N, A) in all own states, then in the mirror."""
+        effect = np.concatenate([effects(b.frame, b.future[:, :, 0]) for b in own])
+        margin = margins(np.concatenate(labels))
+        if self.config.shuffled_rationale:
+            effect, margin = shuffled(effect, margin, np.random.default_rng([self.seed, self.updates]))
+        if self.config.bc.mirror:
+            there = mirror_action(np.arange(self.policy.n_actions))
+            effect, margin = np.concatenate([effect, effect[:, there]]), np.concatenate([margin, margin[:, there]])
+        return effect, margin
+
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         """All stages. ``branches``: every action at the demonstrated states; ``practise``: where fresh levels are."""
         if branches is None or practise is None:
             raise UsageError("Reflection needs fit(demos, branches, practise): branch(demos), and an environment.")
         accept(self.policy, demos, branches, practise)
+        if branches.action.shape[2] < self.config.horizon:
+            raise UsageError(
+                f"The judges look {self.config.horizon} steps ahead, but the branches at the demonstrations have "
+                f"{branches.action.shape[2]}. Pass branch(demos, horizon={self.config.horizon})."
+            )
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
         judged = self.fit_judges(branches)
 
@@ -229,11 +293,13 @@ class Reflection:
         def practise_from(start: Simulator, actor: Actor, steps: int) -> None:
             """Stages 2 and 3: act, try every action in some of the states that were reached, judge the futures."""
             states, walked = collect.practise(start, actor, steps=steps, rng=rng)
-            if len(states) > c.states:
-                states = states.fork(rng.choice(len(states), c.states, replace=False))
-            own.append(collect.branch(states))
-            labels.append(self.label(own[-1], states))
-            self.env_steps += walked + own[-1].env_steps
+            states = states.fork(self._choose(states, rng))
+            tried = collect.branch(states, horizon=c.horizon, actor=self.policy.actor(), rng=rng)
+            label = self.label(tried, states)
+            sure = np.flatnonzero(label.max(1) >= c.confidence)
+            own.append(tried.take(sure))
+            labels.append(label[sure])
+            self.env_steps += walked + tried.env_steps
 
         if c.walks:
             around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
@@ -246,6 +312,15 @@ class Reflection:
             metrics = self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
         return Fitted(self.updates, self.env_steps, {**judged, **metrics})
+
+    def _choose(self, states: Simulator, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Where to try all actions, at most ``config.states`` of the states."""
+        n = min(len(states), self.config.states)
+        if self.config.where == "random" or n == len(states):
+            return np.sort(rng.choice(len(states), n, replace=False))
+        p = self.policy.probabilities(states.observe())
+        doubt = -(p * np.log(np.maximum(p, 1e-12))).sum(1)
+        return np.sort(np.argsort(-doubt, kind="stable")[:n])
 
     def _count(self, metrics: dict[str, float]) -> None:
         self.updates += 1

@@ -140,7 +140,11 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
 
     def logits(self, obs: dict[str, Tensor]) -> Tensor:
         """(B, A) unnormalised log-probabilities of the actor."""
-        return self.action_net(self.mlp_extractor.forward_actor(self.features(obs)))
+        return self.logits_of(self.features(obs))
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, A): what the actor makes of features."""
+        return self.action_net(self.mlp_extractor.forward_actor(features))
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """Trunk and actor: what learners fit. The critic stays fresh for PPO."""

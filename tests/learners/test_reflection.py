@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from headstart.envs import collect, engine
 from headstart.envs.collect import branch, collect_demos, practise, replay
+from headstart.envs.effects import effects
 from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_branches, mirror_obs
 from headstart.envs.simulator import Simulator, uniform_actor
@@ -75,7 +76,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def with_score(score: Tensor) -> Any:
     """A judge that gives these scores."""
-    return lambda obs, future, revisit: score[: len(future)]
+    return lambda obs, future, signs: score[: len(future)]
 
 
 def small(**changes: Any) -> ReflectionConfig:
@@ -90,8 +91,8 @@ def test_judge_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     future[0, 1], future[1, 0], future[1, 1] = 7, 8, 9
     score = torch.log(torch.tensor([[1.0, 5.0, 2.0], [3.0, 4.0, 1.0]]))  # eighths
     learner = Reflection(fresh_policy(env), SMALL)
-    revisit = torch.zeros(2, 3, dtype=torch.bool)
-    loss, metrics = learner.judge_loss(with_score(score), {}, future, revisit, torch.tensor([0, 1]))
+    signs = torch.zeros(2, 3, 1, dtype=torch.bool)
+    loss, metrics = learner.judge_loss(with_score(score), {}, future, signs, torch.tensor([0, 1]))
     assert float(loss) == pytest.approx((-math.log(3 / 8) - math.log(4 / 8)) / 2)
     assert metrics == {"reflect/judge_loss": pytest.approx(float(loss)), "reflect/judge_accuracy": 0.5}
 
@@ -104,7 +105,9 @@ def test_policy_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     config = dataclasses.replace(small(label_smoothing=0.3), own_weight=2.0)
     learner = Reflection(fresh_policy(env), config)
     seen: list[dict[str, Tensor]] = []
-    learner.policy = SimpleNamespace(logits=lambda obs: (seen.append(obs), torch.log(p))[1])  # type: ignore[assignment]
+    learner.policy = SimpleNamespace(  # type: ignore[assignment]
+        features=lambda obs: (seen.append(obs), torch.arange(4))[1], logits_of=lambda rows: torch.log(p)[rows]
+    )
     expert_obs, own_obs = {"frames": torch.zeros(2, 1)}, {"frames": torch.ones(2, 1)}
     loss, metrics = learner.policy_loss(expert_obs, target, weight, own_obs, label)
     assert seen[0]["frames"].flatten().tolist() == [0, 0, 1, 1]
@@ -155,7 +158,7 @@ def test_every_state_is_judged_by_its_own_mission(env: HeadstartVecEnv) -> None:
     """In every chunk: a judge that prefers the action which the mission names."""
     told = np.random.default_rng(0).integers(3, size=(600, 1), dtype=np.uint8)
     learner = Reflection(fresh_policy(env), SMALL)
-    learner.judges = [lambda obs, future, revisit: 50.0 * F.one_hot(obs["mission"][:, 0].long(), 3)]  # type: ignore[list-item]
+    learner.judges = [lambda obs, future, signs: 50.0 * F.one_hot(obs["mission"][:, 0].long(), 3)]  # type: ignore[list-item]
     np.testing.assert_allclose(learner.label(unlabelled(600, told), NOBODY), np.eye(3)[told[:, 0]], atol=1e-6)
 
 
@@ -205,7 +208,7 @@ def test_the_judge_learns_the_experts_futures_by_heart(env: HeadstartVecEnv, bra
     judge = JudgeConfig(members=1, dropout=0.0, updates=150)
     config = dataclasses.replace(small(batch_size=32, learning_rate=3e-3), judge=judge)
     learner = Reflection(fresh_policy(env), config)
-    parts = branches.future[:, :, 0], branches.revisit, branches.expert_action
+    parts = branches.future[:, :, 0], branches.revisit[..., None], branches.expert_action
     whole = [as_tensors(branches.obs, "cpu"), *(torch.as_tensor(part) for part in parts)]
     with torch.no_grad():
         _, before = learner.judge_loss(learner.judges[0], *whole)
@@ -249,7 +252,7 @@ def test_the_label_of_a_mirrored_state_is_the_mirrored_label(
     loss, (rows, target, weight) = learner.policy_loss, imitation_targets(learner.policy, demos, mirror)
     experts = dict(zip(same_bytes(rows), zip(target, weight, strict=True), strict=True))
 
-    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor) -> Any:
+    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor, why: Any) -> Any:
         own = same_bytes({name: value.numpy() for name, value in own_obs.items()})
         for state, q in zip(own, label.numpy(), strict=True):
             wanted = [known[state] for known in (plain, reflected)[: 1 + mirror] if state in known]
@@ -258,7 +261,7 @@ def test_the_label_of_a_mirrored_state_is_the_mirrored_label(
         shown = same_bytes({name: value.numpy() for name, value in expert_obs.items()})
         for state, q, w in zip(shown, target.numpy(), weight.numpy(), strict=True):
             np.testing.assert_equal((q, w), experts[state])
-        return loss(expert_obs, target, weight, own_obs, label)
+        return loss(expert_obs, target, weight, own_obs, label, why)
 
     monkeypatch.setattr(learner, "policy_loss", watched)
     learner.fit_policy(demos, [branches], [label], updates=20)
@@ -270,7 +273,7 @@ def test_judges_see_the_mirror_image_as_often(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, branches: Branches, mirror: bool
 ) -> None:
     def cases(b: Branches) -> set[tuple[bytes, ...]]:
-        parts = *b.obs.values(), b.future[:, :, 0], b.revisit, b.expert_action
+        parts = *b.obs.values(), b.future[:, :, 0], b.revisit[..., None], b.expert_action
         return {tuple(x.tobytes() for x in case) for case in zip(*parts, strict=True)}
 
     plain, reflected = cases(branches), cases(mirror_branches(branches))
@@ -305,10 +308,10 @@ def test_pasts_are_hidden_of_expert_states_only(
     learner, seen = Reflection(fresh_policy(env), small(hidden_past=0.5, hidden_actions=0.5)), []
     loss = learner.policy_loss
 
-    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor) -> Any:
+    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor, why: Any) -> Any:
         assert (expert_obs["actions"] >= 7).all()
         seen.append(own_obs["actions"])
-        return loss(expert_obs, target, weight, own_obs, label)
+        return loss(expert_obs, target, weight, own_obs, label, why)
 
     monkeypatch.setattr(learner, "policy_loss", watched)
     learner.fit_policy(demos, [branches], [np.full((len(branches), 7), 1 / 7, np.float32)], updates=5)
@@ -405,6 +408,91 @@ def test_of_many_states_some_are_branched(env: HeadstartVecEnv, demos: Demos, br
     assert calls[-1] == [len(demos), 4, 4, 4]
     walked = 3 * 5  # at most, in each round; and around the demonstrations
     assert fitted.env_steps <= 3 * 4 * 7 + 2 * walked + SMALL.walks * SMALL.walk_steps * len(demos)
+
+
+# ---- options ----
+def practised(learner: Reflection, demos: Demos, branches: Branches, env: HeadstartVecEnv) -> list[Branches]:
+    """The own states that a fit has learned from, the demonstrated ones first."""
+    calls: list[list[Branches]] = []
+    fit_policy = learner.fit_policy
+
+    def watched(demos: Demos, own: list[Branches], labels: list[np.ndarray], updates: int) -> dict[str, float]:
+        assert [len(part) for part in own] == [len(label) for label in labels]
+        calls.append(list(own))
+        return fit_policy(demos, own, labels, updates)
+
+    learner.fit_policy = watched  # type: ignore[method-assign]
+    learner.fit(demos, branches, env)
+    return calls[-1]
+
+
+def test_what_the_judges_doubt_may_be_left_out(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    everything = practised(Reflection(fresh_policy(env), SMALL), demos, branches, env)
+    sure = dataclasses.replace(SMALL, confidence=0.999)
+    little = practised(Reflection(fresh_policy(env), sure), demos, branches, env)
+    assert little[0] is branches  # the expert's own states stay
+    assert sum(map(len, little[1:])) < sum(map(len, everything[1:])) / 2
+
+
+def test_uncertain_states_are_chosen_by_the_policy(env: HeadstartVecEnv, demos: Demos) -> None:
+    learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, states=3, where="uncertain"))
+    states = replay(demos)
+    p = np.full((len(states), 7), 0.01)
+    p[:, 0] = 0.94
+    p[[1, 4, 6]] = 1 / 7
+    learner.policy = SimpleNamespace(probabilities=lambda obs: p)  # type: ignore[assignment]
+    assert learner._choose(states, np.random.default_rng(0)).tolist() == [1, 4, 6]
+
+
+def test_a_judge_may_look_further(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    """The future after three steps; branches of one step do not hold it."""
+    config = dataclasses.replace(SMALL, judge=dataclasses.replace(SMALL.judge, horizon=3))
+    far = branch(demos, horizon=3)
+    learner = Reflection(fresh_policy(env), config)
+    future, signs = learner.consequences(far)
+    np.testing.assert_equal(future, far.future[:, :, 2])
+    np.testing.assert_equal(signs[..., 0], far.revisit)
+    own = practised(learner, demos, far, env)
+    assert {part.future.shape[2] for part in own} == {3}
+    with pytest.raises(UsageError, match=r"branch\(demos, horizon=3\)"):
+        Reflection(fresh_policy(env), config).fit(demos, branches, env)
+
+
+def test_the_end_is_hidden_unless_it_is_asked_for(env: HeadstartVecEnv, branches: Branches) -> None:
+    over = dataclasses.replace(branches, ended=~branches.ended)
+    blind, seeing = (
+        Reflection(fresh_policy(env), dataclasses.replace(SMALL, judge=dataclasses.replace(SMALL.judge, sees_end=sees)))
+        for sees in (False, True)
+    )
+    for judge in [*blind.judges, *seeing.judges]:
+        judge.eval()
+    np.testing.assert_equal(blind.label(branches, NOBODY), blind.label(over, NOBODY))
+    assert (seeing.label(branches, NOBODY) != seeing.label(over, NOBODY)).any()
+
+
+def test_the_rationale_is_learned_of_own_states(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    """What every action does and how it is judged can be said before acting; of other states' rationales it cannot."""
+    accuracy = {}
+    for shuffle in (False, True):
+        config = small(batch_size=48, learning_rate=3e-3)
+        config = dataclasses.replace(config, rationale_weight=1.0, shuffled_rationale=shuffle)
+        learner = Reflection(fresh_policy(env), config)
+        label = np.eye(7, dtype=np.float32)[demos.action]
+        metrics = learner.fit_policy(demos, [branches], [label], updates=150)
+        accuracy[shuffle] = metrics["rationale/effect_accuracy"], metrics["rationale/preferred_accuracy"]
+    assert min(accuracy[False]) > 0.8
+    assert accuracy[True][1] < 0.65
+
+
+def test_the_rationale_in_the_mirror(env: HeadstartVecEnv, branches: Branches) -> None:
+    learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, rationale_weight=1.0))
+    label = np.random.default_rng(0).dirichlet(np.ones(7), size=len(branches)).astype(np.float32)
+    effect, margin = learner._rationales([branches], [label])
+    n = len(branches)
+    np.testing.assert_equal(effect[:n], effects(branches.frame, branches.future[:, :, 0]))
+    there = mirror_branches(branches)
+    np.testing.assert_equal(effect[n:], effects(there.frame, there.future[:, :, 0]))
+    np.testing.assert_equal(margin[n:], margin[:n][:, LEFT_IS_RIGHT])
 
 
 def test_walks_may_be_left_out(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
