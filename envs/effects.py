@@ -9,10 +9,11 @@ here, even if a fellow agent, out of view, would disagree.
 That an episode has ended is a class of its own, and how it ended is never said: that would be the reward. Where only
 success ends an episode, even that is the reward, so the end is hidden unless ``ended`` is given.
 
-Legend: N states, A actions, F = 50 bytes of a frame.
+Legend: N states, A actions, F bytes of a frame (50 in MiniGrid).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from minigrid.core.constants import IDX_TO_COLOR, IDX_TO_OBJECT
@@ -35,6 +36,7 @@ from headstart.envs.engine import (
     WALL,
 )
 from headstart.envs.errors import UsageError
+from headstart.envs.spaces import GRID, Layout
 
 __all__ = ["ACTIONS", "EFFECTS", "effects", "explain"]
 
@@ -49,39 +51,52 @@ FIXED = np.isin(TYPE, (int(TYPE[WALL]), DOOR_TYPE, GOAL_TYPE, LAVA_TYPE))
 
 
 def effects(
-    before: NDArray[np.uint8], after: NDArray[np.uint8], ended: NDArray[np.bool_] | None = None
+    before: NDArray[np.uint8],
+    after: NDArray[np.uint8],
+    ended: NDArray[np.bool_] | None = None,
+    layout: Layout = GRID,
 ) -> NDArray[np.uint8]:
     """The class (N, A), a place in EFFECTS, of what leads from frames (N, F) to frames (N, A, F) in one step.
 
     ``ended`` (N, A) marks steps after which the episode was over; without it they are read like any other. "opened"
     and "closed" are said of doors and boxes in front of the agent; "unknown" is a change that none of the others
-    explains, such as somebody else's move. Raises UsageError for frames that are not MiniGrid's.
+    explains, such as somebody else's move. Frames of another ``layout`` than MiniGrid's have changed or not: whatever
+    moves a number by more than a tenth of its usual change is "unknown". Raises UsageError for frames of another width.
     """
-    if before.shape[-1] != FRAME or after.shape[-1] != FRAME:
+    if before.shape[-1] != layout.width or after.shape[-1] != layout.width:
         raise UsageError(
-            f"Effects are read from MiniGrid's frames of {FRAME} bytes, not from shapes {before.shape} and "
-            f"{after.shape}. Learn from this environment without a rationale."
+            f"Frames of shapes {before.shape} and {after.shape} are not those of an environment whose frames have "
+            f"{layout.width} bytes. Give its layout: effects(before, after, layout=demos.layout)."
         )
+    if not layout.grid:
+        old, new = np.repeat(before, after.shape[1], axis=0), after.reshape(-1, layout.width)
+        changed = layout.changed(old, new).any(1).reshape(after.shape[:2])
+        return _first([(ended, ENDED), (~changed, NOTHING)])
     before = np.broadcast_to(before[:, None], after.shape)
     same = (before == after).all(2)
     hand, held = before[..., HAND], after[..., HAND]
     front, faced = before[..., FRONT], after[..., FRONT]
     door = (TYPE[front] == DOOR_TYPE) & (TYPE[faced] == DOOR_TYPE)
     was_open, is_open = STATE[front] == OPENED, STATE[faced] == OPENED
-    choices = [
-        (same, NOTHING),
-        ((hand == EMPTY) & (held != EMPTY), PICKED_UP),
-        ((hand != EMPTY) & (held == EMPTY), DROPPED),
-        (before[..., COMPASS] != after[..., COMPASS], TURNED),
-        (door & ~was_open & is_open, OPENED_IT),
-        (door & was_open & ~is_open, CLOSED_IT),
-        ((TYPE[front] == BOX_TYPE) & (TYPE[faced] != BOX_TYPE), OPENED_IT),
-        (CAN_OVERLAP[front] & _fits_a_step(before, after), MOVED),
-    ]
-    if ended is not None:
-        choices.insert(0, (ended, ENDED))
-    found = np.select([condition for condition, _ in choices], [effect for _, effect in choices], UNKNOWN)
-    return found.astype(np.uint8)
+    return _first(
+        [
+            (ended, ENDED),
+            (same, NOTHING),
+            ((hand == EMPTY) & (held != EMPTY), PICKED_UP),
+            ((hand != EMPTY) & (held == EMPTY), DROPPED),
+            (before[..., COMPASS] != after[..., COMPASS], TURNED),
+            (door & ~was_open & is_open, OPENED_IT),
+            (door & was_open & ~is_open, CLOSED_IT),
+            ((TYPE[front] == BOX_TYPE) & (TYPE[faced] != BOX_TYPE), OPENED_IT),
+            (CAN_OVERLAP[front] & _fits_a_step(before, after), MOVED),
+        ]
+    )
+
+
+def _first(cases: list[tuple[Any, int]]) -> NDArray[np.uint8]:
+    """The first class whose condition holds, UNKNOWN if none does; a condition may be withheld."""
+    cases = [case for case in cases if case[0] is not None]
+    return np.select([condition for condition, _ in cases], [effect for _, effect in cases], UNKNOWN).astype(np.uint8)
 
 
 def _fits_a_step(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -98,6 +113,21 @@ def _misfits(old: NDArray[np.uint8], new: NDArray[np.uint8]) -> NDArray[np.int64
 
 
 # ---- in English ----
+PLAIN = {
+    NOTHING: "changes nothing",
+    MOVED: "moves on",
+    TURNED: "looks another way",
+    ENDED: "ends the episode",
+    UNKNOWN: "changes something else",
+}
+TRANSITIVE = {  # the verb, where its object is seen, and what can be one: a wrong prediction names nothing
+    PICKED_UP: ("takes", FRONT, CAN_PICK_UP),
+    DROPPED: ("puts down", HAND, CAN_PICK_UP),
+    OPENED_IT: ("opens", FRONT, np.isin(TYPE, (DOOR_TYPE, BOX_TYPE))),
+    CLOSED_IT: ("closes", FRONT, TYPE == DOOR_TYPE),
+}
+
+
 def explain(
     frame: NDArray[np.uint8],
     effect: NDArray[np.integer],
@@ -121,20 +151,12 @@ def explain(
 
 def _say(frame: NDArray[np.uint8], effect: int) -> str:
     """What an effect is in the situation of a frame (F,)."""
-    front, hand = int(frame[FRONT]), int(frame[HAND])
-    things = {
-        PICKED_UP: f"takes {_name(front) if CAN_PICK_UP[front] else 'something'}",
-        DROPPED: f"puts down {_name(hand) if hand != EMPTY else 'something'}",
-        OPENED_IT: f"opens {_name(front) if TYPE[front] in (DOOR_TYPE, BOX_TYPE) else 'something'}",
-        CLOSED_IT: f"closes {_name(front) if TYPE[front] == DOOR_TYPE else 'something'}",
-        NOTHING: "changes nothing",
-        MOVED: "moves on",
-        TURNED: "looks another way",
-        ENDED: "ends the episode",
-        UNKNOWN: "changes something else",
-    }
-    return things[effect]
+    if effect in PLAIN:
+        return PLAIN[effect]
+    verb, at, nameable = TRANSITIVE[effect]
+    cell = int(frame[at])
+    return f"{verb} the {_name(cell)}" if nameable[cell] else f"{verb} something"
 
 
 def _name(cell: int) -> str:
-    return f"the {IDX_TO_COLOR[int(COLOR[cell])]} {IDX_TO_OBJECT[int(TYPE[cell])]}"
+    return f"{IDX_TO_COLOR[int(COLOR[cell])]} {IDX_TO_OBJECT[int(TYPE[cell])]}"

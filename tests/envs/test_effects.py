@@ -1,6 +1,7 @@
 """Effects: what the frames say is what minigrid has really done, in the mirror too; and its English."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import gymnasium
@@ -15,6 +16,7 @@ from headstart.envs.effects import ACTIONS, EFFECTS, effects, explain
 from headstart.envs.errors import UsageError
 from headstart.envs.experts import expert_for
 from headstart.envs.mirror import mirror_frame
+from headstart.envs.spaces import Layout
 
 IDS = [
     "MiniGrid-DoorKey-8x8-v0",
@@ -136,8 +138,22 @@ def test_effects_are_the_same_in_the_mirror(env_id: str, tmp_path: Any) -> None:
     assert plain.shape == (len(tried), 7)
 
 
-def test_other_frames_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"50 bytes.*without a rationale"):
+def test_other_frames_have_changed_or_not() -> None:
+    """Two numbers whose usual change is 1: one that moves by more than a tenth of that has changed."""
+    layout = Layout.of(gymnasium.spaces.Box(-9, 9, (2,), np.float32))
+    layout = dataclasses.replace(layout, mean=(0.0, 0.0), scale=(1.0, 1.0), change=(1.0, 1.0))
+    before = np.zeros((1, 2), np.float32).view(np.uint8)
+    after = np.array([[[0, 0], [0.05, 0], [0.5, 0], [0, -2]]], np.float32).view(np.uint8)
+    names = np.array(EFFECTS)
+    assert names[effects(before, after, layout=layout)].tolist() == [["nothing", "nothing", "unknown", "unknown"]]
+    ended = np.array([[True, False, False, True]])
+    assert names[effects(before, after, ended, layout)].tolist() == [["ended", "nothing", "unknown", "ended"]]
+    text = explain(before[0], np.array([0, 8]), np.array([0.0, 1.0]), ("wait", "push"))
+    assert text == "push: changes something else; preferred over wait, which changes nothing, by 1.0"
+
+
+def test_frames_of_another_width_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"\(2, 8\).*50 bytes.*layout=demos\.layout"):
         effects(np.zeros((2, 8), np.uint8), np.zeros((2, 7, 8), np.uint8))
 
 
