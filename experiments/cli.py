@@ -60,6 +60,8 @@ class Run:
     """Arms of the experiment to run."""
     seed: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (0,)
     """Seeds to run, each with demonstrations of its own."""
+    demos: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: what the experiment says)")] = None
+    """Demonstrations to learn from; another number than the experiment's has its results in ENV-N, beside ENV."""
     no_rl: Flag = False
     """Stop after the warm starts, before any reward."""
     rl_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: what the experiment says)")] = None
@@ -113,6 +115,8 @@ class Run:
             raise UsageError(f"--seed: {given}. Give one or more, as in --seed 0 1 2.")
         if self.processes is not None and self.processes < 1:
             raise UsageError(f"--processes {self.processes}: at least one is needed.")
+        if self.demos is not None and self.demos < 1:
+            raise UsageError(f"--demos {self.demos}: at least one is needed.")
         if self.rl_steps is not None and self.rl_steps < 1:
             raise UsageError(f"--rl-steps {self.rl_steps}: at least one is needed. Use --no-rl to leave PPO out.")
         if self.rl_steps is not None and self.no_rl:
@@ -131,7 +135,16 @@ class Run:
         if self.no_rl:
             arms = {name: dataclasses.replace(arm, rl=False) for name, arm in arms.items()}
         rl = experiment.rl if self.rl_steps is None else dataclasses.replace(experiment.rl, steps=self.rl_steps)
-        return dataclasses.replace(experiment, arms=arms, rl=rl)
+        experiment = dataclasses.replace(experiment, arms=arms, rl=rl)
+        if self.demos in (None, experiment.demos):
+            return experiment
+        if self.demos > experiment.train_levels:
+            raise UsageError(
+                f"--demos {self.demos}: {experiment.name} has {experiment.train_levels} training levels, and each is "
+                "demonstrated at most once. Ask for fewer."
+            )
+        # a name of its own, so that it shares neither directory nor table with the full number
+        return dataclasses.replace(experiment, name=f"{experiment.name}-{self.demos}", demos=self.demos)
 
     def _finished(self, experiment: "Experiment", seeds: tuple[int, ...]) -> list[str]:
         """A line about runs that will not be repeated."""

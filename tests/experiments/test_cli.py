@@ -220,6 +220,22 @@ def test_no_rl(here: Path, asked: list):
     assert not any(arm.rl for arm in arms.values())
 
 
+def test_another_number_of_demonstrations_is_kept_beside_the_full_one(here: Path, asked: list, capsys):
+    assert cli.main(["run", "door_key", "--demos", "4"]) == 0
+    (call,) = asked
+    assert call["experiment"] == dataclasses.replace(door_key.EXPERIMENT, name="door_key-4", demos=4)
+    assert pipeline.Run(call["experiment"], "bc", 3, call["out"]).directory == Path("runs/door_key-4/bc/seed3")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("door_key-4: MiniGrid-DoorKey-8x8-v0, 4 demonstrations")
+    assert "results: runs/door_key-4" in lines
+    assert lines[-1].endswith("--logdir runs/door_key-4")
+
+
+def test_the_experiments_own_number_changes_nothing(here: Path, asked: list):
+    assert cli.main(["run", "door_key", "--demos", str(door_key.EXPERIMENT.demos)]) == 0
+    assert asked[0]["experiment"] == door_key.EXPERIMENT
+
+
 def test_dry_run_says_everything_and_writes_nothing(here: Path, asked: list, capsys):
     assert cli.main(["run", "door_key", "--arms", "bc", "--dry-run", "--rl-steps", "5000", "--seed", "7"]) == 0
     text = capsys.readouterr().out
@@ -283,6 +299,8 @@ def test_tensorboard_can_be_typed_as_printed(here: Path, monkeypatch: pytest.Mon
         ("run door_key --seed one", "--seed"),
         ("run door_key --seed", "--seed"),
         ("run door_key --processes 0", "--processes 0"),
+        ("run door_key --demos 0", "--demos 0"),
+        ("run door_key --demos 8193", "has 8192 training levels"),
         ("run door_key --rl-steps 0", "--no-rl"),
         ("run door_key --rl-steps 9 --no-rl", "exclude each other"),
         ("run door_key --device tpu", "--device"),
@@ -535,6 +553,7 @@ def test_an_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch):
 GOOD = {
     "--arms": ["bc", "bc reflect", "scratch iwm bc_long", "bc bc", ""],
     "--seed": ["0", "0 1 2", "5 5"],
+    "--demos": ["1", "8", "256"],
     "--rl-steps": ["1", "300000"],
     "--device": ["auto", "cpu"],
     "--out": ["runs", "a/b", "é", "\udcff", "-dash"],
@@ -544,6 +563,7 @@ GOOD = {
 BAD = {
     "--arms": ["BC", "zebra", "bc ''"],
     "--seed": ["-1", "99999999999", "1.5", "nan", ""],
+    "--demos": ["0", "-8", "half", "1e9", "100000", ""],
     "--rl-steps": ["0", "-5", "1e5", "many", ""],
     "--device": ["gpu", ""],
     "--out": ["file", "file/below", "/proc/nowhere", "x" * 300, ""],
