@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.envs.advice import advice
+from headstart.envs.effects import NOTHING, effects
 from headstart.envs.simulator import Simulator
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.learner import Fitted, Log, Practice, silent
@@ -45,6 +46,11 @@ __all__ = [
 class ControlConfig:
     reflect: ReflectionConfig = field(default_factory=ReflectionConfig)
     """What it is a control of. Of the judge's settings only those that read it can matter."""
+
+    @property
+    def horizon(self) -> int:
+        """Steps of the branches that a fit wants."""
+        return self.reflect.horizon
 
     @property
     def total_updates(self) -> int:
@@ -135,8 +141,8 @@ class Noop(Control):
     name = "noop"
 
     def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """Uniform over the actions after which the frame is another; over all where there is none."""
-        changes = (branches.future[:, :, 0] != branches.frame[:, None]).any(2)
+        """Uniform over the actions that have an effect; over all where there is none."""
+        changes = effects(branches.frame, branches.future[:, :, 0], layout=self.policy.layout) != NOTHING
         changes |= ~changes.any(1, keepdims=True)
         return (changes / changes.sum(1, keepdims=True)).astype(np.float32)
 

@@ -235,9 +235,8 @@ def test_a_random_judge_judges_consequences_with_conviction(
     scale = learner.scale
     learner.label(*own)
     assert learner.scale == scale  # one judge for all states
-    other = make(RandomJudge, env, seed=1)
-    other.fit_judges(branches)
-    assert (other.label(branches, replay).argmax(1) != label.argmax(1)).mean() > 0.2
+    others = [make(RandomJudge, env, seed=seed).label(branches, replay) for seed in range(1, 6)]
+    assert any((one.argmax(1) != label.argmax(1)).mean() > 0.5 for one in others)  # each seed has another
 
 
 def test_the_expert_is_asked_in_the_states_that_reflection_judges(
