@@ -56,6 +56,8 @@ __all__ = [
     "load_text",
     "load_weights",
     "lock",
+    "meta",
+    "remove",
     "save_arrays",
     "save_bytes",
     "save_json",
@@ -157,6 +159,27 @@ def exists(path: FilePath) -> bool:
     """Whether the artefact was written to its end; whether it is undamaged shows when it is loaded."""
     path = Path(path)
     return path.is_file() and path.name in _read_manifest(path.parent)
+
+
+def meta(path: FilePath) -> dict[str, Any]:
+    """The small facts of an artefact, without reading it. Raises DataError if there is none."""
+    path = Path(path)
+    if not exists(path):
+        raise DataError(f"{path}: there is no such file. Run the command that makes it.")
+    return _read_manifest(path.parent)[path.name][0]["meta"]
+
+
+def remove(path: FilePath) -> None:
+    """Delete an artefact and its entry, if it is there. Killed in between, it counts as absent."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        return
+    ours = _held.get(path.parent.resolve()) == os.getpid()
+    with contextlib.nullcontext() if ours else lock(path.parent), _explained(path):
+        path.unlink(missing_ok=True)
+        manifest = _read_manifest(path.parent)
+        if manifest.pop(path.name, None):
+            _write_manifest(path.parent, manifest)
 
 
 def digest(path: FilePath) -> str:

@@ -15,6 +15,7 @@ from headstart.envs import storage
 from headstart.envs.banks import Levels
 from headstart.envs.collect import evaluate
 from headstart.envs.vector import HeadstartVecEnv
+from headstart.experiments import checkpoint
 from headstart.experiments.runlog import RunLog, write_rows
 from headstart.learners import PPO
 from headstart.models import HeadstartPolicy
@@ -22,6 +23,8 @@ from headstart.models import HeadstartPolicy
 __all__ = ["RL", "curve_facts", "fine_tune", "load_policy", "new_model", "save_policy"]
 
 SCHEMA = 1
+CHECKPOINT_EVERY = 8
+"""Rollouts between two checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,12 @@ def fine_tune(
     weights, curve_path = directory / "policy.safetensors", directory / "curve.json"
     if storage.exists(weights) and storage.exists(curve_path):
         load_policy(model, weights)
+        checkpoint.discard(directory)
         return curve_facts(storage.load_json(curve_path, kind="curve", schema=SCHEMA))
-    log = RunLog(directory, "rl", offset=spent)
-    points: list[dict[str, Any]] = []
+    begun = checkpoint.load(directory)
+    kept = {"points": [], "due": 0, "rows": [], "steps": None} if begun is None else begun[1]["kept"]
+    points: list[dict[str, Any]] = kept["points"]
+    log = RunLog(directory, "rl", offset=spent, rows=kept["rows"], after=kept["steps"])
 
     def measure(rl_steps: int) -> None:
         rng = np.random.default_rng([seed, 0xE7A1])
@@ -96,26 +102,39 @@ def fine_tune(
         progress(min(1.0, rl_steps / rl.steps))
 
     class Curve(BaseCallback):
-        """A point of the curve every ``eval_every`` steps, always between two updates."""
+        """Between two updates: a point of the curve every ``eval_every`` steps, and checkpoints."""
 
-        due = 0
+        due, rollouts = kept["due"], 0
 
         def _on_rollout_start(self) -> None:
             if self.num_timesteps >= self.due:
                 measure(self.num_timesteps)
                 self.due += rl.eval_every
+            if signals.asked or (self.rollouts and self.rollouts % CHECKPOINT_EVERY == 0):
+                log.events.flush()
+                now = {"points": points, "due": self.due, "rows": log.rows, "steps": spent + self.num_timesteps}
+                checkpoint.save(directory, model, now)
+            if signals.asked:
+                signals.let_through()
+            self.rollouts += 1
 
         def _on_step(self) -> bool:
             return True
 
     model.set_logger(log.logger())
-    model.set_random_seed(seed)  # the fit has drawn random numbers too, unless it was done by an earlier run
-    model.learn(rl.steps, callback=Curve())
+    with checkpoint.HeldBack() as signals:
+        if begun is None:
+            model.set_random_seed(seed)  # the fit has drawn random numbers too, unless it was done by an earlier run
+            model.learn(rl.steps, callback=Curve())
+        else:
+            checkpoint.restore(model, begun)
+            model.learn(rl.steps - model.num_timesteps, callback=Curve(), reset_num_timesteps=False)
     measure(model.num_timesteps)
     log.close()
     write_rows(directory / "rl.csv", log.rows, kind="metrics")
     storage.save_json(curve_path, points, kind="curve", schema=SCHEMA)
     save_policy(model, weights)
+    checkpoint.discard(directory)
     return curve_facts(points)
 
 

@@ -41,14 +41,24 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 class RunLog(KVWriter):
     """Numbers of one stage. Written again from the start when the stage is repeated: its old events are deleted.
 
-    ``offset`` is added to the steps that Stable-Baselines3 reports: what was spent before RL.
+    ``offset`` is added to the steps that Stable-Baselines3 reports: what was spent before RL. A stage that goes on
+    gives the ``rows`` so far and the step ``after`` which TensorBoard is to forget what it has seen.
     """
 
-    def __init__(self, directory: Path, stage: str, *, offset: int = 0):
-        for old in directory.glob(f"events.out.tfevents.*.{stage}"):
+    def __init__(
+        self,
+        directory: Path,
+        stage: str,
+        *,
+        offset: int = 0,
+        rows: list[dict[str, Any]] | None = None,
+        after: int | None = None,
+    ):
+        for old in directory.glob(f"events.out.tfevents.*.{stage}") if after is None else ():
             old.unlink()
-        self.events = SummaryWriter(str(directory), filename_suffix=f".{stage}")
-        self.rows: list[dict[str, Any]] = []
+        purge = None if after is None else after + 1
+        self.events = SummaryWriter(str(directory), purge_step=purge, filename_suffix=f".{stage}")
+        self.rows: list[dict[str, Any]] = rows or []
         self.offset = offset
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:

@@ -69,7 +69,7 @@ class PPO(StablePPO):
     kl_coef: weight of the KL to the warm start when the actor starts.
     kl_decay: share of training, counted from there, after which that weight has reached zero.
     trunk_factor: learning rate of the shared layers, as a share of the others'.
-    auxiliary_coef: weight of the loss of ``model.auxiliary``, which is to be set before learning.
+    auxiliary_coef: weight of the loss that ``model.set_auxiliary`` is to be given before learning.
     rehearsal_coef: weight of imitating ``model.demos``, which are to be set before learning, when the actor starts.
     rehearsal_decay: share of training after which that weight has reached zero.
     plain: none of the above, whatever they say.
@@ -144,16 +144,18 @@ class PPO(StablePPO):
         self.warm_start_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.anchored = True
 
+    def set_auxiliary(self, auxiliary: Auxiliary) -> None:
+        """Go on with this loss during RL; its head has an optimizer of its own."""
+        self.auxiliary = auxiliary
+        self.auxiliary_optimizer = torch.optim.Adam(auxiliary.head.parameters(), lr=1e-3)
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         if self.policy.warm_start and not self.anchored and not self.plain:
             for parameter in self.policy.value_net.parameters():
                 nn.init.zeros_(parameter)
             self.set_anchor()
-        if self.auxiliary_coef:
-            if self.auxiliary is None:
-                raise UsageError("PPO: auxiliary_coef is set, but no loss. Set model.auxiliary, such as IWM(policy).")
-            if self.auxiliary_optimizer is None:
-                self.auxiliary_optimizer = torch.optim.Adam(self.auxiliary.head.parameters(), lr=1e-3)
+        if self.auxiliary_coef and self.auxiliary is None:
+            raise UsageError("PPO: auxiliary_coef is set, but no loss. Call model.set_auxiliary(IWM(model.policy)).")
         if self.rehearsal_coef:
             if self.demos is None:
                 raise UsageError("PPO: rehearsal_coef is set, but there are no demonstrations. Set model.demos.")

@@ -606,3 +606,37 @@ def test_a_forked_child_does_not_share_the_lock(tmp_path):
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
         assert (tmp_path / storage.LOCK).exists()
+
+
+# ---- small facts, and deleting ----
+def test_small_facts_are_read_without_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    storage.save_arrays(path, {"x": np.zeros(3)}, kind="kind", schema=1, meta={"steps": 7})
+    path.write_bytes(b"damaged")
+    assert storage.meta(path) == {"steps": 7}
+    with pytest.raises(DataError, match="no such file"):
+        storage.meta(tmp_path / "b.npz")
+
+
+def test_what_is_removed_leaves_nothing_behind(tmp_path: Path) -> None:
+    storage.save_json(tmp_path / "kept.json", 1, kind="kind", schema=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    storage.save_json(tmp_path / "gone.json", 2, kind="kind", schema=1)
+    for _ in range(2):  # to remove what is not there is no error
+        storage.remove(tmp_path / "gone.json")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    storage.remove(tmp_path / "nowhere" / "gone.json")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_killed_while_removing_it_counts_as_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "gone.json"
+    storage.save_json(path, 1, kind="kind", schema=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            storage.remove(path)
+    assert not storage.exists(path)

@@ -324,7 +324,7 @@ def test_a_slow_trunk_moves_less(made: Callable[..., PPO]) -> None:
 def test_what_followed_is_what_the_environment_showed_next(made: Callable[..., PPO]) -> None:
     """Where an episode ended, its own last frame, and not the first of the next one."""
     model = made(warm=False, auxiliary_coef=0.1)
-    model.auxiliary = IWM(model.policy)
+    model.set_auxiliary(IWM(model.policy))
     env, shown, ended = model.env, [], 0
     assert isinstance(env, HeadstartVecEnv)
     advance = env.advance
@@ -353,7 +353,8 @@ def test_what_followed_is_what_the_environment_showed_next(made: Callable[..., P
 
 def test_an_auxiliary_loss_goes_on_but_leaves_trunk_and_actor_alone_while_they_wait(made: Callable[..., PPO]) -> None:
     model = made(critic_updates=30, auxiliary_coef=1.0)
-    model.auxiliary = iwm = IWM(model.policy)
+    iwm = IWM(model.policy)
+    model.set_auxiliary(iwm)
     head = [parameter.detach().clone() for parameter in iwm.head.parameters()]
     before, losses = weights(model.policy), []
     model.learn(30 * ROLLOUT, callback=Watch(lambda: losses.append(model.logger.name_to_value.get("iwm/loss"))))
