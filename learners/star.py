@@ -64,7 +64,7 @@ class Star:
     ) -> tuple[Tensor, dict[str, float]]:
         """Action and rationale: obs (B, ...), target (B, A), weight (B,), effect and margin (B, A), kept (B,)."""
         features = self.policy.features(obs)
-        logits = self.policy.action_net(self.policy.mlp_extractor.forward_actor(features))
+        logits = self.policy.logits_of(features)
         imitation = soft_cross_entropy(logits, target, weight=weight, label_smoothing=self.config.bc.label_smoothing)
         rationale, metrics = self.head.loss(features, effect, margin, weight * kept)
         loss = imitation + self.config.rationale_weight * rationale

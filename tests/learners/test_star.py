@@ -58,8 +58,7 @@ def test_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     said = torch.tensor([[[0.5, 0.5], [0.8, 0.2]], [[0.9, 0.1], [0.9, 0.1]]])
     learner.policy = SimpleNamespace(  # type: ignore[assignment]
         features=lambda obs: obs,
-        action_net=lambda hidden: p.log(),
-        mlp_extractor=SimpleNamespace(forward_actor=lambda features: features),
+        logits_of=lambda features: p.log(),
     )
     learner.head = RationaleHead(4, 2, 2)
     learner.head.forward = lambda features: (said.log(), torch.zeros(2, 2))  # type: ignore[method-assign]

@@ -1,0 +1,77 @@
+"""The worked example in CONTRIBUTING.md: one file and one registration, and a learner is an arm like all others."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from headstart.experiments.finetune import RL
+from headstart.experiments.pipeline import Arm, Experiment, Run, run_arm
+from headstart.experiments.runlog import read_rows
+from headstart.learners import LEARNERS
+
+CONTRIBUTING = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Iterator[ModuleType]:
+    """The block of Python under "Add a learner", as a file of its own."""
+    section = CONTRIBUTING.read_text().split("## Add a learner")[1]
+    block = re.search(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert block, f"{CONTRIBUTING} shows no learner."
+    path = tmp_path / "large_margin.py"
+    path.write_text(block[1])
+    spec = importlib.util.spec_from_file_location("large_margin", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    before = dict(LEARNERS)
+    spec.loader.exec_module(module)
+    yield module
+    LEARNERS.clear()
+    LEARNERS.update(before)
+
+
+def test_its_loss_worked_by_hand(example: ModuleType) -> None:
+    """The expert's action is ahead by more than the margin; by less; behind."""
+    logits = torch.tensor([[3.0, 1.0, 0.0], [1.0, 1.5, 0.0], [0.0, 2.0, 0.0]])
+    learner = example.LargeMargin(SimpleNamespace(logits=lambda obs: logits), example.LargeMarginConfig(margin=1.0))
+    loss, metrics = learner.loss({}, torch.tensor([0, 1, 2]))
+    assert float(loss) == pytest.approx((0 + 0.5 + 3) / 3)
+    assert metrics == {"large_margin/loss": pytest.approx(float(loss))}
+
+
+def test_it_is_an_arm_like_all_others(example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fitted to the demonstrations, tested on unseen levels, skipped when it is there already."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    config = example.LargeMarginConfig(updates=60, batch_size=16)
+    experiment = Experiment(
+        name="tiny",
+        env_id="MiniGrid-DoorKey-5x5-v0",
+        demos=2,
+        horizon=40,
+        history=2,
+        ood={},
+        random_success=0.0,
+        expert_success=1.0,
+        arms={"large_margin": Arm(config, memory=2, rl=False)},
+        rl=RL(steps=0),
+        train_levels=32,
+        validation_levels=4,
+        test_levels=8,
+    )
+    run = Run(experiment, "large_margin", seed=0, out=tmp_path / "runs")
+    summary = run_arm(run)
+    assert summary["updates"] == config.total_updates == 60
+    assert summary["episodes"] == 8
+    assert summary["expert_steps"] > 10
+    assert 0 <= summary["success_sampled"] <= 1
+    (row,) = read_rows(run.directory / "metrics.csv", kind="metrics")
+    assert (int(row["step"]), row["tag"]) == (50, "pretrain/large_margin/loss")
+    assert 0 <= float(row["value"]) < 1  # it has learned: at first it is the margin, and logits are equal
+    monkeypatch.setattr(example.LargeMargin, "fit", None)
+    assert run_arm(run) == summary
