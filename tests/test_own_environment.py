@@ -1,0 +1,124 @@
+"""Your own environment in ten lines: numbers, dictionaries, many buttons or any force, through the same learners."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from headstart.envs import branch, demonstrate, evaluate, make_vec_env
+from headstart.envs.simulator import uniform_actor
+from headstart.learners import BC, IWM, PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
+from headstart.models import HeadstartPolicy
+
+SNIPPET = """
+import gymnasium
+from headstart.envs import branch, demonstrate, make_vec_env
+from headstart.learners import PPO, Reflection
+from headstart.models import HeadstartPolicy
+
+make_env = lambda: gymnasium.make("Acrobot-v1")  # any Gymnasium environment that can be copied, or played again
+expert = lambda obs: 2 if obs[5] > 0 else 0  # a function of what it shows, or a model of Stable-Baselines3
+demos = demonstrate(make_env, expert, episodes=4)
+env = make_vec_env(demos, n_envs=16)
+model = PPO(HeadstartPolicy, env, seed=0)
+Reflection(model.policy).fit(demos, branch(demos), practise=env)
+model.learn(100_000)
+"""
+BC_CONFIG = BCConfig(updates=150, batch_size=32, hidden_past=0.0)
+SMALL = ReflectionConfig(
+    bc=BC_CONFIG,
+    judge=JudgeConfig(members=1, updates=100),
+    rounds=1,
+    levels=8,
+    level_steps=10,
+    states=60,
+    updates=50,
+    round_updates=150,
+)
+
+
+class Docking(gymnasium.Env):
+    """Bring a boat to a stop at the pier on one side of the river, which a word on a board says."""
+
+    action_space: gymnasium.Space = spaces.Box(-1, 1, (1,), np.float32)
+    observation_space = spaces.Dict({"boat": spaces.Box(-9, 9, (2,), np.float32), "pier": spaces.Discrete(2)})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        self.boat = self.np_random.uniform(-0.3, 0.3, 2).astype(np.float32)  # where it is, how fast it goes
+        self.pier = int(self.np_random.integers(2))
+        return self.look(), {}
+
+    def look(self) -> dict[str, Any]:
+        return {"boat": self.boat.copy(), "pier": self.pier}
+
+    def force(self, action: Any) -> float:
+        return float(action[0])
+
+    def step(self, action: Any):
+        self.boat[1] = 0.9 * self.boat[1] + 0.2 * self.force(action)
+        self.boat[0] += 0.5 * self.boat[1]
+        docked = bool(abs(self.boat[0] - (2 * self.pier - 1)) < 0.1 and abs(self.boat[1]) < 0.2)
+        return self.look(), float(docked), docked, False, {}
+
+
+class TwoOars(Docking):
+    """Each of two oars is pulled, pushed or left alone."""
+
+    action_space = spaces.MultiDiscrete([3, 3])
+
+    def force(self, action: Any) -> float:
+        return (float(action[0]) + float(action[1]) - 2) / 2
+
+
+def steer(obs: Any) -> Any:
+    wanted = 2 * obs["pier"] - 1 - obs["boat"][0] - 1.5 * obs["boat"][1]
+    return np.array([np.clip(2 * wanted, -1, 1)], np.float32)
+
+
+def row(obs: Any) -> Any:
+    pull = round(2 * float(steer(obs)[0]))
+    return np.array([1 + np.sign(pull), 1 + np.sign(pull) * (abs(pull) == 2)], np.int64)
+
+
+@pytest.mark.slow
+def test_the_ten_lines_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = SNIPPET
+    for printed, smaller in {
+        "episodes=4": "episodes=1",
+        "n_envs=16": "n_envs=8",
+        "Reflection(model.policy)": "Reflection(model.policy, SMALL)",
+        "100_000": "512",
+    }.items():
+        assert printed in code
+        code = code.replace(printed, smaller)
+    assert len([line for line in SNIPPET.splitlines() if line.strip()]) <= 12
+    names: dict[str, Any] = {"SMALL": SMALL}
+    exec(code, names)  # noqa: S102  our own
+    assert names["model"].policy.warm_start == "reflect"
+    assert names["model"].num_timesteps >= 512
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("env", "expert"), [(Docking, steer), (TwoOars, row)], ids=["any force", "two oars"])
+@pytest.mark.parametrize(
+    ("learner", "config"),
+    [(BC, BC_CONFIG), (IWM, IWMConfig(updates=100, bc=BC_CONFIG)), (Reflection, SMALL)],
+    ids=["bc", "iwm", "reflect"],
+)
+def test_every_kind_of_action_is_learned_by_the_same_learners(env: Any, expert: Any, learner: Any, config: Any) -> None:
+    demos = demonstrate(env, expert, 6, horizon=30, codes=7, mode="deepcopy", only_successes=True)
+    vec_env = make_vec_env(demos, 4)
+    kwargs = {"features_extractor_kwargs": {"memory": 0, "width": 64}}
+    policy = PPO(HeadstartPolicy, vec_env, seed=0, n_steps=16, batch_size=64, policy_kwargs=kwargs).policy
+    learner(policy, config).fit(demos, branch(demos), vec_env)
+    assert demos.task is not None
+    levels = demos.task.levels("test", 40)
+
+    def success(actor: Any) -> float:
+        return float(evaluate(levels, actor, history=1, horizon=30, rng=np.random.default_rng(0))[0].mean())
+
+    assert success(uniform_actor(policy.n_actions)) < 0.25
+    assert success(policy.actor(greedy=True)) > 0.6
