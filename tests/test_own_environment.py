@@ -26,7 +26,7 @@ model = PPO(HeadstartPolicy, env, seed=0)
 Reflection(model.policy).fit(demos, branch(demos), practise=env)
 model.learn(100_000)
 """
-BC_CONFIG = BCConfig(updates=150, batch_size=32, hidden_past=0.0)
+BC_CONFIG = BCConfig(updates=300, batch_size=64, hidden_past=0.0)
 SMALL = ReflectionConfig(
     bc=BC_CONFIG,
     judge=JudgeConfig(members=1, updates=100),
@@ -34,8 +34,8 @@ SMALL = ReflectionConfig(
     levels=8,
     level_steps=10,
     states=60,
-    updates=50,
-    round_updates=150,
+    updates=100,
+    round_updates=300,
 )
 
 
@@ -109,7 +109,7 @@ def test_the_ten_lines_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["bc", "iwm", "reflect"],
 )
 def test_every_kind_of_action_is_learned_by_the_same_learners(env: Any, expert: Any, learner: Any, config: Any) -> None:
-    demos = demonstrate(env, expert, 6, horizon=30, codes=7, mode="deepcopy", only_successes=True)
+    demos = demonstrate(env, expert, 16, horizon=30, codes=7, mode="deepcopy", only_successes=True)
     vec_env = make_vec_env(demos, 4)
     kwargs = {"features_extractor_kwargs": {"memory": 0, "width": 64}}
     policy = PPO(HeadstartPolicy, vec_env, seed=0, n_steps=16, batch_size=64, policy_kwargs=kwargs).policy
@@ -118,7 +118,8 @@ def test_every_kind_of_action_is_learned_by_the_same_learners(env: Any, expert: 
     levels = demos.task.levels("test", 40)
 
     def success(actor: Any) -> float:
+        """Sampled, as PPO would go on."""
         return float(evaluate(levels, actor, history=1, horizon=30, rng=np.random.default_rng(0))[0].mean())
 
     assert success(uniform_actor(policy.n_actions)) < 0.25
-    assert success(policy.actor(greedy=True)) > 0.6
+    assert success(policy.actor()) > 0.6
