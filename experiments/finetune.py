@@ -3,24 +3,30 @@
 A stage of pipeline.py that knows nothing of arms: it is handed a model, levels and a directory.
 """
 
+import copy
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 
 from headstart.envs import storage
 from headstart.envs.banks import Levels
 from headstart.envs.collect import evaluate
+from headstart.envs.simulator import Obs
+from headstart.envs.transitions import Demos
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import checkpoint
+from headstart.experiments.curves import curve_facts
 from headstart.experiments.runlog import RunLog, write_rows
-from headstart.learners import PPO
+from headstart.learners import IWM, PPO
 from headstart.models import HeadstartPolicy
 
-__all__ = ["RL", "curve_facts", "fine_tune", "load_policy", "new_model", "save_policy"]
+__all__ = ["RL", "fine_tune", "load_policy", "new_model", "save_policy"]
 
 SCHEMA = 1
 CHECKPOINT_EVERY = 8
@@ -67,6 +73,33 @@ def load_policy(model: PPO, path: Path) -> None:
     model.policy.warm_start = meta["warm_start"]
 
 
+def export(model: PPO, path: Path) -> None:
+    """What ``headstart.learners.PPO.load`` opens: weights, moments and anchor, but not the episodes."""
+    content = io.BytesIO()
+    model.save(content, exclude=["_last_obs", "_last_episode_starts", "ep_info_buffer", "ep_success_buffer"])
+    storage.save_bytes(path, content.getvalue(), kind="model of stable-baselines3", schema=SCHEMA)
+
+
+class Compared:
+    """Acts as ``policy`` does; ``kl`` is KL(policy || start) in nats, the mean over every fourth step that it takes."""
+
+    def __init__(self, policy: HeadstartPolicy, start: HeadstartPolicy):
+        self.policy, self.start, self.act = policy, start, policy.actor()
+        self.calls, self.nats, self.states = 0, 0.0, 0
+
+    def __call__(self, obs: Obs, rng: np.random.Generator) -> NDArray[np.int64]:
+        if self.calls % 4 == 0:
+            p, q = (policy.probabilities(obs) for policy in (self.policy, self.start))
+            self.nats += float((p * (np.log(p) - np.log(q))).sum())
+            self.states += len(p)
+        self.calls += 1
+        return self.act(obs, rng)
+
+    @property
+    def kl(self) -> float:
+        return self.nats / self.states
+
+
 def fine_tune(
     model: PPO,
     rl: RL,
@@ -78,27 +111,44 @@ def fine_tune(
     seed: int,
     spent: int,
     progress: Callable[[float], None],
+    demos: Callable[[], Demos],
 ) -> dict[str, Any]:
-    """PPO from the policy as it is; the curve, on ``validation`` levels, starts at the steps ``spent`` before RL."""
+    """PPO from the policy as it is; the curve, on ``validation`` levels, starts at the steps ``spent`` before RL.
+
+    ``demos`` are asked for if the settings want them rehearsed.
+    """
     weights, curve_path = directory / "policy.safetensors", directory / "curve.json"
     if storage.exists(weights) and storage.exists(curve_path):
         load_policy(model, weights)
         checkpoint.discard(directory)
         return curve_facts(storage.load_json(curve_path, kind="curve", schema=SCHEMA))
+    if model.auxiliary_coef:
+        model.set_auxiliary(IWM(model.policy, seed=seed))
+    if model.rehearsal_coef:
+        model.demos = demos()
     begun = checkpoint.load(directory)
     kept = {"points": [], "due": 0, "rows": [], "steps": None} if begun is None else begun[1]["kept"]
     points: list[dict[str, Any]] = kept["points"]
     log = RunLog(directory, "rl", offset=spent, rows=kept["rows"], after=kept["steps"])
 
+    start = copy.deepcopy(model.policy)
+
     def measure(rl_steps: int) -> None:
         rng = np.random.default_rng([seed, 0xE7A1])
-        success, _ = evaluate(validation, model.policy.actor(), history=history, horizon=horizon, rng=rng)
-        rate = float(success.mean())
+        actor = Compared(model.policy, start)
+        success, _ = evaluate(validation, actor, history=history, horizon=horizon, rng=rng)
+        rate, kl = float(success.mean()), actor.kl
         started = rl_steps == 0 or model.warm_start_policy is None or model.actor_started_at is not None
         points.append(
-            {"env_steps": spent + rl_steps, "rl_steps": rl_steps, "success": rate, "actor_has_moved": started}
+            {
+                "env_steps": spent + rl_steps,
+                "rl_steps": rl_steps,
+                "success": rate,
+                "actor_has_moved": started,
+                "kl": kl,
+            }
         )
-        log(spent + rl_steps, {"eval/success_rate": rate})
+        log(spent + rl_steps, {"eval/success_rate": rate, "eval/kl_to_start": kl})
         progress(min(1.0, rl_steps / rl.steps))
 
     class Curve(BaseCallback):
@@ -130,20 +180,12 @@ def fine_tune(
             checkpoint.restore(model, begun)
             model.learn(rl.steps - model.num_timesteps, callback=Curve(), reset_num_timesteps=False)
     measure(model.num_timesteps)
+    facts = curve_facts(points)
+    log(spent + model.num_timesteps, {f"curve/{name}": value for name, value in facts.items() if value is not None})
     log.close()
     write_rows(directory / "rl.csv", log.rows, kind="metrics")
     storage.save_json(curve_path, points, kind="curve", schema=SCHEMA)
+    export(model, directory / "policy.zip")
     save_policy(model, weights)
     checkpoint.discard(directory)
-    return curve_facts(points)
-
-
-def curve_facts(points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where the curve starts and ends, and its minimum after the actor has begun to move (None if it never has)."""
-    moved = [point["success"] for point in points[1:] if point["actor_has_moved"]]
-    return {
-        "rl_steps": points[-1]["rl_steps"],
-        "rl_start": points[0]["success"],
-        "rl_minimum": min(moved, default=None),
-        "rl_end": points[-1]["success"],
-    }
+    return facts

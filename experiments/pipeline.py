@@ -9,7 +9,9 @@ seed; its artefact carries a key made of these, and the same command again skips
                                  warm_start.*       weights (safetensors) and what the fit has cost (JSON)
                                  metrics.csv        losses of the fit
                                  evaluation.json    success on test levels, out of distribution, with untrue missions
-                                 policy.*           weights after PPO, curve.csv, rl.csv
+                                 policy.*           weights after PPO, and a zip for PPO.load
+                                 curve.json, rl.csv the curve, and all that PPO says
+                                 checkpoint*.npz    where PPO is, while it is under way
                                  summary.json       the row of the table
                                  events.out.*       TensorBoard (a view of the CSV files)
 """
@@ -183,6 +185,7 @@ def run_arm(run: Run) -> dict[str, Any]:
                 seed=run.seed,
                 spent=cost["env_steps"],
                 progress=lambda share: run.progress((before + during * share) / (before + during)),
+                demos=lambda: demonstrate(run),
             )
             after = evaluate_policy(run, model, "evaluation_after_rl.json")
             summary |= {f"rl_{name}": after[name] for name in after if name.startswith(("success", "ood"))}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from headstart.envs.banks import bank
 from headstart.envs.collect import collect_demos
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import checkpoint, finetune
-from headstart.experiments.finetune import RL, fine_tune, new_model
-from headstart.learners import BC, IWM, PPO, BCConfig
+from headstart.experiments.finetune import RL, Compared, fine_tune, new_model
+from headstart.experiments.runlog import read_rows
+from headstart.learners import BC, PPO, BCConfig
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 ROLLOUT = 8 * 16
@@ -59,9 +61,6 @@ def tune(directory: Path, rl: RL = TINY) -> dict[str, Any]:
     demos = collect_demos(ENV_ID, 2, history=2, horizon=40)
     torch.manual_seed(0)
     BC(model.policy, BCConfig(updates=40, batch_size=16)).fit(demos)
-    if model.auxiliary_coef:
-        model.set_auxiliary(IWM(model.policy))
-        model.demos = demos
     validation = bank(ENV_ID, "validation", 6)
     with storage.lock(directory):
         return fine_tune(
@@ -74,11 +73,12 @@ def tune(directory: Path, rl: RL = TINY) -> dict[str, Any]:
             seed=0,
             spent=1000,
             progress=lambda share: None,
+            demos=lambda: demos,
         )
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {name: (directory / name).read_bytes() for name in (*FILES, storage.MANIFEST)}
+    return {name: (directory / name).read_bytes() for name in FILES}
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,43 @@ def test_it_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_a_finished_run_leaves_no_checkpoint(finished: Path) -> None:
     assert not [path for path in finished.iterdir() if path.name.startswith("checkpoint")]
     assert "checkpoint" not in (finished / storage.MANIFEST).read_text()
+
+
+# ---- what is left ----
+def test_the_exported_model_is_the_policy_and_can_go_on(finished: Path) -> None:
+    weights, meta = storage.load_weights(finished / "policy.safetensors", kind="policy", schema=1)
+    env = HeadstartVecEnv(bank(ENV_ID, "train", 64), 4, history=2, horizon=40)  # not as many episodes as it had
+    model = PPO.load(finished / "policy.zip", env=env, auxiliary_coef=0.0, rehearsal_coef=0.0, batch_size=64)
+    assert all(torch.equal(value, weights[name]) for name, value in model.policy.named_parameters())
+    assert model.policy.warm_start == meta["warm_start"] == "bc"
+    assert model.warm_start_policy is not None
+    model.learn(4 * 16, reset_num_timesteps=False)
+    assert model.num_timesteps == 9 * ROLLOUT + 4 * 16
+
+
+def test_the_distance_from_the_start_is_in_the_curve(finished: Path) -> None:
+    points = storage.load_json(finished / "curve.json", kind="curve", schema=1)
+    assert [point["kl"] for point in points[:2]] == [0.0, 0.0]  # while the critic learns alone
+    assert points[-1]["kl"] > 0
+    logged = read_rows(finished / "rl.csv", kind="metrics")
+    assert [float(row["value"]) for row in logged if row["tag"] == "eval/kl_to_start"] == [p["kl"] for p in points]
+    assert {row["tag"]: float(row["value"]) for row in logged}["curve/rl_end"] == points[-1]["success"]
+
+
+def test_distance_worked_by_hand() -> None:
+    """Over the states of the first step and of the fifth; it acts as the policy would."""
+
+    def policy(*p: float) -> Any:
+        def act(obs: dict[str, Any], rng: Any) -> np.ndarray:
+            return np.full(len(obs["frames"]), 3)
+
+        return SimpleNamespace(probabilities=lambda obs: np.tile(p, (len(obs["frames"]), 1)), actor=lambda: act)
+
+    actor = Compared(policy(0.5, 0.5), policy(0.25, 0.75))
+    for n in (2, 1, 1, 1, 1):
+        assert actor({"frames": np.zeros(n)}, np.random.default_rng(0)).tolist() == [3] * n
+    assert actor.states == 3
+    assert actor.kl == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
 
 
 @pytest.mark.parametrize("damaged", [1, 2])

@@ -71,7 +71,7 @@ FETCH = dataclasses.replace(  # with instructions, and nothing out of distributi
     ood={},
     arms={"bc": Arm(dataclasses.replace(BC, hidden_past=0.5), memory=2, rl=False)},
 )
-VOLATILE = {"versions.json"}  # packages, commit and command line; and TensorBoard's events: host, process and time
+VOLATILE = {"versions.json", "policy.zip"}  # packages, commit, command line; time; and so are TensorBoard's events
 REPORTED = {
     *("env", "arm", "seed", "episodes", "env_steps", "updates"),
     *(f"{what}_{mode}" for what in ("success", "length") for mode in ("sampled", "cool", "greedy")),
@@ -79,7 +79,8 @@ REPORTED = {
 }
 AFTER_RL = {
     *("rl_success_sampled", "rl_success_cool", "rl_success_greedy", "rl_ood_sampled", "rl_ood_greedy"),
-    *("rl_start", "rl_minimum", "rl_end"),
+    *("rl_start", "rl_minimum", "rl_end", "rl_area", "rl_kl_at_minimum", "rl_kl_end"),
+    *("rl_steps_to_regain", "rl_steps_to_pass", "steps_to_50", "steps_to_80", "steps_to_95"),
 }
 
 
@@ -126,7 +127,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         directory = finished / "tiny" / arm / "seed0"
         names = {"config.json", "versions.json", "evaluation.json", "summary.json"}
         names |= {"warm_start.safetensors", "warm_start.json", "metrics.csv"} if settings.learner else set()
-        after_rl = {"policy.safetensors", "curve.json", "rl.csv", "evaluation_after_rl.json"}
+        after_rl = {"policy.safetensors", "policy.zip", "curve.json", "rl.csv", "evaluation_after_rl.json"}
         names |= after_rl if settings.rl else set()
         found = {p.name for p in directory.iterdir() if not p.name.startswith("events.out.tfevents.")}
         assert found == names | {storage.MANIFEST}
@@ -348,7 +349,15 @@ class Killed(BaseException):
 
 STEPS = [
     *("config.json", "versions.json", "demos.npz", "metrics.csv", "warm_start.safetensors", "warm_start.json"),
-    *("evaluation.json", "rl.csv", "curve.json", "policy.safetensors", "evaluation_after_rl.json", "summary.json"),
+    *(
+        "evaluation.json",
+        "rl.csv",
+        "curve.json",
+        "policy.zip",
+        "policy.safetensors",
+        "evaluation_after_rl.json",
+        "summary.json",
+    ),
 ]
 
 

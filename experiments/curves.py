@@ -1,0 +1,58 @@
+"""What a curve of fine-tuning says: how deep it dips, when it is back, when it is there. Pure functions of its points.
+
+A point is {"env_steps", "rl_steps", "success", "actor_has_moved", "kl"}: steps with and without what was spent before
+RL, success on validation levels, whether anything but the critic had learned, and KL(pi || pi_warm_start) in nats on
+the states that the policy itself came to. The first point is the warm start, so differences are as fine as the distance
+between points, and no more certain than the number of levels allows: nothing is smoothed or interpolated.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+__all__ = ["LEVELS", "area_under", "curve_facts", "steps_to"]
+
+LEVELS = (50, 80, 95)
+"""Success, in percent, that is waited for."""
+
+Point = dict[str, Any]
+
+
+def curve_facts(points: list[Point]) -> dict[str, Any]:
+    """A row of numbers; None where something never happened, or was not measured: early curves have no KL.
+
+    rl_start, rl_end: success of the first and of the last point.
+    rl_minimum: the lowest after the actor had begun to move; rl_kl_at_minimum, rl_kl_end: the KL there and at the end.
+    rl_steps_to_regain: steps of RL to the first point after the minimum that is at least as good as the start.
+    rl_steps_to_pass: steps of RL to the first point that is better than the start.
+    steps_to_50, _80, _95: environment steps, everything counted, to the first point with that success.
+    rl_area: mean success over the steps of RL.
+    """
+    start, moved = points[0]["success"], [point for point in points[1:] if point["actor_has_moved"]]
+    lowest = min(moved, key=lambda point: point["success"], default=None)
+    after = [point for point in moved if lowest and point["rl_steps"] >= lowest["rl_steps"]]
+    return {
+        "rl_steps": points[-1]["rl_steps"],
+        "rl_start": start,
+        "rl_minimum": lowest and lowest["success"],
+        "rl_end": points[-1]["success"],
+        "rl_kl_at_minimum": lowest and lowest.get("kl"),
+        "rl_kl_end": points[-1].get("kl"),
+        "rl_steps_to_regain": steps_to(after, start),
+        "rl_steps_to_pass": next((point["rl_steps"] for point in moved if point["success"] > start), None),
+        "rl_area": area_under(points),
+        **{f"steps_to_{level}": steps_to(points, level / 100, "env_steps") for level in LEVELS},
+    }
+
+
+def steps_to(points: list[Point], success: float, steps: str = "rl_steps") -> int | None:
+    """Steps at the first point with at least this success."""
+    return next((point[steps] for point in points if point["success"] >= success), None)
+
+
+def area_under(points: list[Point]) -> float:
+    """Mean success over the steps of RL, by the trapezoidal rule; of a single point, its own."""
+    total = points[-1]["rl_steps"] - points[0]["rl_steps"]
+    if not total:
+        return points[0]["success"]
+    area = sum((b["rl_steps"] - a["rl_steps"]) * (a["success"] + b["success"]) / 2 for a, b in pairwise(points))
+    return area / total
