@@ -101,9 +101,9 @@ class SelfLabel(Control):
 # ---- a judge that knows nothing ----
 @dataclass(frozen=True)
 class RandomJudgeConfig(ControlConfig):
-    spread: float = 3.0
-    """Standard deviation of its scores within a state, in nats: untrained scores hardly differ, and a judge without
-    opinions would be another control."""
+    spread: float = 10.0
+    """Standard deviation of its scores within a state, in nats. Untrained scores hardly differ, trained ones by about
+    this much: as sure as a trained judge, and about nothing."""
 
 
 class RandomJudge(Control):
@@ -127,7 +127,7 @@ class RandomJudge(Control):
         score = np.log(super().label(branches, states))
         score -= score.mean(1, keepdims=True)
         self.scale = self.scale or self.spread / max(float(score.std()), 1e-6)
-        p = np.exp(self.scale * score)
+        p = np.exp(self.scale * (score - score.max(1, keepdims=True)))
         return p / p.sum(1, keepdims=True)
 
 

@@ -221,7 +221,7 @@ def test_a_random_judge_judges_consequences_with_conviction(
     env: HeadstartVecEnv, branches: Branches, own: tuple[Branches, Simulator]
 ) -> None:
     """Equal futures are equal to it, buttons are nothing to it, and its scores spread as they should."""
-    learner = make(RandomJudge, env)
+    learner = RandomJudge(fresh_policy(env), RandomJudgeConfig(REFLECT, spread=3.0))
     learner.fit_judges(branches)
     label = learner.label(branches, replay)  # states are not looked at
     score = np.log(label) - np.log(label).mean(1, keepdims=True)
