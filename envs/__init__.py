@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, practise, replay, save_demos
     from headstart.envs.datasets import demonstrate, from_minari, to_minari
     from headstart.envs.experts import expert_for, known_experts
+    from headstart.envs.keyboard import play_in_terminal
     from headstart.envs.registry import ENVIRONMENTS, Environment
     from headstart.envs.simulator import Simulator
     from headstart.envs.tasks import Task
@@ -22,6 +23,7 @@ _WHERE = {
     "datasets": ("demonstrate", "from_minari", "to_minari"),
     "experts": ("expert_for", "known_experts"),
     "banks": ("Levels", "bank"),
+    "keyboard": ("play_in_terminal",),
     "registry": ("ENVIRONMENTS", "Environment"),
     "simulator": ("Simulator",),
     "tasks": ("Task",),
@@ -49,6 +51,7 @@ __all__ = [
     "known_experts",
     "load_demos",
     "make_vec_env",
+    "play_in_terminal",
     "practise",
     "replay",
     "save_demos",
