@@ -1,4 +1,5 @@
 """The pictures of a report: success against environment steps, and success on other levels than those of training.
+And that of the study: what an arm gains in each environment.
 
 They must read in black and white: an arm has a dash and a marker of its own, and its name stands beside its line.
 """
@@ -6,19 +7,20 @@ They must read in black and white: an arm has a dash and a marker of its own, an
 import io
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headstart.experiments.evidence import TEST, Row, Runs, Score, Summary
+from headstart.experiments.evidence import TEST, Comparison, Row, Runs, Score, Summary, across
+from headstart.experiments.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LOOKS", "OTHER_LOOKS", "Look", "draw", "draw_ood", "render", "spread"]
+__all__ = ["LOOKS", "OTHER_LOOKS", "Look", "draw", "draw_ood", "draw_study", "render", "spread"]
 
 
 @dataclass(frozen=True)
@@ -341,6 +343,81 @@ def _draw_score(axes: "Axes", score: Score, look: Look, height: float, before: f
 def _short(levels: str) -> str:
     """An id without its library and version."""
     return "in distribution" if levels == TEST else "-".join(levels.split("-")[1:-1])
+
+
+# ---- the study ----
+def draw_study(panels: Mapping[str, Mapping[str, Comparison]], claimed: Collection[str]) -> "Figure":
+    """A panel per kind of levels, a row per environment: what an arm gains, with its interval and every seed.
+
+    panels: title, then environment, to the same comparison. claimed: the environments that the mean below is of.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    height = 2.05 + 0.36 * (len(names) + 1)  # inches
+    figure = Figure(figsize=(9, height), layout=None, facecolor="white")
+    left = 0.03 + 0.0108 * max(map(len, (*names, "mean")))
+    grid = {"left": left, "right": 0.93, "bottom": 0.78 / height, "top": 1 - 1.0 / height, "wspace": 0.28}
+    row_of_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False, gridspec_kw=grid)[0]
+    heights = {name: -float(row) for row, name in enumerate(names)}
+    bottom = -len(names) - 0.35  # of the mean
+    for axes, (title, panel) in zip(row_of_axes, panels.items(), strict=True):
+        axes.axvline(0, color="#444444", linewidth=1.0, zorder=1)
+        for name, found in panel.items():
+            _draw_gain(axes, heights[name], found.mean, found.interval, found.difference)
+        over = across({name: found for name, found in panel.items() if name in claimed})
+        if over is not None:
+            axes.axhline(bottom + 0.68, color="#c8c8c8", linewidth=0.8)
+            _draw_gain(axes, bottom, over.mean.value, over.mean.interval, (), strong=True)
+        axes.set_title(title, fontsize=10.5, loc="left", pad=6, color="#222222", fontweight="bold")
+        axes.set_xlabel("points of success", fontsize=9.5)
+        axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(length=0, pad=5, labelsize=9)
+        axes.tick_params(axis="y", pad=8)
+    row_of_axes[0].set_yticks([*heights.values(), bottom], [*names, "mean"], fontsize=10)
+    row_of_axes[0].get_yticklabels()[-1].set_fontweight("bold")
+    row_of_axes[0].set_ylim(bottom - 0.6, 0.6)
+    any_found = next(found for panel in panels.values() for found in panel.values())
+    than = " and ".join(any_found.baselines)
+    title = f"What {any_found.arm} gains over {'the better of ' if len(any_found.baselines) > 1 else ''}{than}"
+    seeds = _count([len(found.seeds) for panel in panels.values() for found in panel.values()])
+    subtitle = f"seed by seed, on the same demonstrations, before any reward; {seeds}"
+    caption = (
+        "Diamond: mean over seeds, filled where its 95 % interval (line) excludes zero. Small dots: single seeds. "
+        "Mean: over the study's environments."
+    )
+    figure.text(0.012, 1 - 0.3 / height, title, fontsize=13.5, fontweight="bold")
+    figure.text(0.012, 1 - 0.57 / height, subtitle, fontsize=10, color="#555555")
+    figure.text(0.012, 0.1 / height, caption, fontsize=8.8, color="#666666")
+    return figure
+
+
+def _draw_gain(
+    axes: "Axes", height: float, mean: float, interval: Interval, seeds: Sequence[float], *, strong: bool = False
+) -> None:
+    """A row: the seeds, the interval, the mean, and the mean in points at the right. All are shares of levels."""
+    colour = "#222222" if strong else LOOKS["reflect"].colour
+    above = height + 0.24  # a little above the line, so that they hide nothing
+    axes.plot([100 * seed for seed in seeds], [above] * len(seeds), "o", color="#5a5a5a", markersize=3, mew=0, zorder=2)
+    if interval is not None:
+        ends = [100 * end for end in interval]
+        axes.plot(ends, [height, height], color=colour, linewidth=2.6 if strong else 2.0, zorder=3)
+        axes.plot(ends, [height, height], "|", color=colour, markersize=7, markeredgewidth=1.4, zorder=3)
+    sure = interval is not None and not interval[0] <= 0 <= interval[1]
+    look = {"color": colour if sure else "white", "markeredgecolor": colour, "markeredgewidth": 1.5}
+    axes.plot(100 * mean, height, marker="D", markersize=8.5 if strong else 7, zorder=4, **look)
+    axes.annotate(
+        f"{100 * mean:+.1f}",
+        xy=(1.02, height),
+        xycoords=axes.get_yaxis_transform(),
+        va="center_baseline",
+        fontsize=9.2,
+        color=colour,
+        fontweight="bold" if strong or sure else "normal",
+        annotation_clip=False,
+    )
 
 
 # ---- files ----
