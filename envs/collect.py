@@ -7,22 +7,26 @@
 Legend: E episodes, N states, A actions, H steps of a future.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from headstart.envs import engine, storage
 from headstart.envs.banks import Levels, bank, import_seeds
+from headstart.envs.episode import MakeEnv, Success
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.experts import expert_for
 from headstart.envs.instructions import altered
 from headstart.envs.levels import export_level
 from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, States, uniform_actor
+from headstart.envs.spaces import Choices
 from headstart.envs.tasks import Task, TaskLevels
 from headstart.envs.transitions import Branches, Demos
 
@@ -179,8 +183,13 @@ def replay(demos: Demos) -> Simulator:
 
 
 def save_demos(path: str | Path, demos: Demos) -> None:
-    """Level seeds, actions and state hashes: about ten bytes a step, and enough to play every episode again."""
-    arrays = {
+    """Level seeds, actions and state hashes: about ten bytes a step, and enough to play every episode again.
+
+    Of a task also its choices, and the actions that they stand for; not the environment, which `load_demos` is given.
+    """
+    if demos.unbranchable:
+        raise UsageError(f"{demos.env_id}: these demonstrations cannot be played again: {demos.unbranchable}")
+    arrays: dict[str, NDArray] = {
         "seed": demos.seed,
         "length": demos.length,
         "action": demos.action.astype(np.uint8),
@@ -192,25 +201,60 @@ def save_demos(path: str | Path, demos: Demos) -> None:
         "dropped": demos.dropped,
         "minigrid": version("minigrid"),
     }
+    if demos.task is not None:
+        meta |= {"mode": demos.task.mode, "mission_length": demos.task.reader.mission_length}
+        arrays["choices"] = demos.task.choices.table
+        if demos.exact is not None:
+            arrays["exact"] = demos.exact
     storage.save_arrays(path, arrays, kind=KIND, schema=SCHEMA, meta=meta)
 
 
-def load_demos(path: str | Path, *, history: int = 4) -> Demos:
-    """Read, play and check demonstrations. Raises DataError, naming the file, unless every state is as recorded."""
+def load_demos(
+    path: str | Path, *, history: int = 4, make_env: MakeEnv | None = None, success: Success | None = None
+) -> Demos:
+    """Read, play and check demonstrations. Raises DataError, naming the file, unless every state is as recorded.
+
+    ``make_env`` and ``success`` are those of `datasets.demonstrate`, for demonstrations that were made there.
+    """
     arrays, meta = storage.load_arrays(path, kind=KIND, schema=SCHEMA)
-    installed = version("minigrid")
-    if meta["minigrid"] != installed:
+    actions = np.split(arrays["action"].astype(np.int64), np.cumsum(arrays["length"])[:-1])
+    env: str | Task = meta["env_id"]
+    if "mode" in meta:
+        env = _saved_task(path, arrays["choices"], meta, make_env, success)
+    elif meta["minigrid"] != (installed := version("minigrid")):
         raise DataError(
             f"{path}: recorded with minigrid {meta['minigrid']}, but {installed} is installed, whose levels may "
             f"differ. Install minigrid=={meta['minigrid']}, or delete the file and collect again."
         )
     try:
-        actions = np.split(arrays["action"].astype(np.int64), np.cumsum(arrays["length"])[:-1])
-        demos = play(meta["env_id"], arrays["seed"], actions, history, meta["horizon"], meta["dropped"])
+        demos = play(env, arrays["seed"], actions, history, meta["horizon"], meta["dropped"], arrays.get("exact"))
         replay(Demos(**{**vars(demos), "state_hash": arrays["state_hash"]}))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return demos
+
+
+def _saved_task(
+    path: str | Path, table: NDArray, meta: dict[str, Any], make_env: MakeEnv | None, success: Success | None
+) -> Task:
+    """The task that demonstrations were made in, around the user's environment."""
+    if make_env is None:
+        raise UsageError(f"{path}: these are demonstrations of {meta['env_id']}: give make_env, which makes one.")
+    task = Task.of(
+        make_env,
+        horizon=meta["horizon"],
+        success=success,
+        mode=meta["mode"],
+        taken=table,
+        codes=len(table),
+        mission_length=meta["mission_length"],
+    )
+    if task.name != meta["env_id"]:
+        raise DataError(f"{path}: these are demonstrations of {meta['env_id']}, but make_env() makes a {task.name}.")
+    known = Choices(task.choices.space, table)
+    if not isinstance(known.space, spaces.Box) and known != task.choices:
+        raise DataError(f"{path}: recorded with {len(table)} other actions than those of {task.name}: {known.space}.")
+    return dataclasses.replace(task, choices=known)
 
 
 # ---- branches and practice ----

@@ -8,6 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from headstart.envs import branch, demonstrate, evaluate, make_vec_env
+from headstart.envs.errors import EnvironmentFailed
 from headstart.envs.simulator import uniform_actor
 from headstart.learners import BC, IWM, PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
 from headstart.models import HeadstartPolicy
@@ -123,3 +124,34 @@ def test_every_kind_of_action_is_learned_by_the_same_learners(env: Any, expert: 
 
     assert success(uniform_actor(policy.n_actions)) < 0.25
     assert success(policy.actor()) > 0.6
+
+
+class Unread:
+    """A reward that nobody may look at."""
+
+    def __float__(self) -> float:
+        raise AssertionError("somebody has read a reward")
+
+    __bool__ = __index__ = __array__ = __add__ = __radd__ = __lt__ = __float__  # type: ignore[assignment]
+
+
+class Secret(Docking):
+    def step(self, action: Any):
+        obs, _, terminated, truncated, info = super().step(action)
+        return obs, Unread(), terminated, truncated, info
+
+
+def test_no_reward_is_read_before_ppo_starts() -> None:
+    tiny = BCConfig(updates=3, batch_size=8)
+    demos = demonstrate(Secret, steer, 2, horizon=30, codes=7, mode="deepcopy")
+    vec_env = make_vec_env(demos, 2)
+    kwargs = {"features_extractor_kwargs": {"memory": 1, "width": 16}}
+    model = PPO(HeadstartPolicy, vec_env, seed=0, n_steps=4, batch_size=8, policy_kwargs=kwargs)
+    judge = JudgeConfig(members=1, updates=3)
+    reflect = ReflectionConfig(
+        bc=tiny, judge=judge, rounds=1, levels=3, level_steps=4, states=10, updates=3, round_updates=3
+    )
+    for learner, config in ((BC, tiny), (IWM, IWMConfig(updates=3, bc=tiny)), (Reflection, reflect)):
+        learner(model.policy, config).fit(demos, branch(demos, horizon=2), vec_env)  # type: ignore[arg-type, operator]
+    with pytest.raises(EnvironmentFailed, match="reading the reward failed"):
+        model.learn(8)

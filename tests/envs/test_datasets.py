@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from headstart.envs.collect import branch, collect_demos, evaluate, replay
+from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, replay, save_demos
 from headstart.envs.datasets import demonstrate, from_minari, to_minari
 from headstart.envs.episode import Outcome
 from headstart.envs.errors import DataError, Diverged, UsageError
-from headstart.envs.simulator import uniform_actor
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import make_vec_env
 
@@ -66,7 +65,7 @@ def datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def demos() -> Demos:
-    return demonstrate(Reach, expert, 6, horizon=20, history=2, codes=4)
+    return demonstrate(Reach, expert, 6, horizon=20, history=2, codes=4, mode="deepcopy")
 
 
 # ---- policies ----
@@ -178,6 +177,36 @@ def test_a_step_limit_is_needed() -> None:
         demonstrate(Pairs, two_legs, 1)
 
 
+# ---- files ----
+def test_demonstrations_are_kept_without_their_environment(demos: Demos, tmp_path: Path) -> None:
+    save_demos(tmp_path / "demos.npz", demos)
+    back = load_demos(tmp_path / "demos.npz", history=2, make_env=Reach)
+    assert back.task is not None
+    assert demos.task is not None
+    assert back.task.choices == demos.task.choices
+    assert back.layout == demos.layout
+    for name in ("seed", "length", "action", "state_hash", "exact"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(demos, name), err_msg=name)
+    for name, value in demos.obs.items():
+        np.testing.assert_array_equal(back.obs[name], value, err_msg=name)
+
+
+def test_files_of_another_environment_are_refused(demos: Demos, tmp_path: Path) -> None:
+    class Slippery(Reach):
+        def step(self, action: Any):
+            return super().step(0.5 * action)
+
+    Slippery.__name__ = "Reach"  # the same name, and yet another world
+    path = tmp_path / "demos.npz"
+    save_demos(path, demos)
+    with pytest.raises(UsageError, match="demonstrations of Reach: give make_env"):
+        load_demos(path)
+    with pytest.raises(DataError, match=r"demos\.npz: these are demonstrations of Reach, but .* makes a Pairs"):
+        load_demos(path, make_env=Pairs)
+    with pytest.raises(DataError, match=r"demos\.npz: demonstration 0 of Reach \(level seed \d+\), step 1: replaying"):
+        load_demos(path, history=2, make_env=Slippery)
+
+
 # ---- Minari ----
 def test_there_and_back() -> None:
     """Continuous actions, a dictionary of observations: written, read, played again, the same."""
@@ -195,6 +224,7 @@ def test_there_and_back() -> None:
         from_minari("headstart/reach-v0")
 
 
+@pytest.mark.slow
 def test_minigrids_missions_become_text_and_the_engine_plays_what_comes_back(tmp_path: Path) -> None:
     demos = collect_demos("BabyAI-GoToObjS6-v1", 2, history=2, cache=tmp_path / "cache")
     dataset = to_minari(demos, "headstart/gotoobj-v0", **ABOUT)
@@ -226,16 +256,3 @@ def test_a_record_that_cannot_be_played_again_is_good_for_imitation_only() -> No
 def test_a_dataset_that_is_not_here_is_named() -> None:
     with pytest.raises(DataError, match="minari download headstart/none-v0"):
         from_minari("headstart/none-v0")
-
-
-def test_practice_needs_no_reward(demos: Demos) -> None:
-    class Secret(Reach):
-        def step(self, action: Any):
-            obs, _, terminated, truncated, info = super().step(action)
-            return obs, "not a number", terminated, truncated, info
-
-    secret = demonstrate(Secret, expert, 2, horizon=20)
-    branches = branch(secret, horizon=2)
-    fresh = make_vec_env(secret, 2).fresh(3, np.random.default_rng(0))
-    fresh.step(uniform_actor(fresh.n_actions)(fresh.observe(), np.random.default_rng(0)))
-    assert len(branches) == len(secret)
