@@ -1,15 +1,17 @@
 """Controls of reflection: the same states, updates and schedule, and somebody else in the judge's place.
 
-    L = -log pi(a_i | s_i)  -  w sum_a q(a | s) log pi(a | s)      as in reflection.py, with another q
+    L = -log pi(a_i | s_i)  -  w sum_a q(a | s) log pi(a | s)      as in reflection.py, with another q at own states
 
-    SelfLabel     q = pi(a | s) at the start of each fit: what is own states and updates alone worth?
+    SelfLabel     q = pi(a | s) before each fit: what are own states and updates alone worth?
     RandomJudge   q = softmax of a judge that has learned nothing: is any consistent preference among futures enough?
-    Noop          q = uniform over the actions that change what is seen: is it only that waste is avoided?
+    Noop          q = pi(a | s) without the actions that change nothing: is it only that waste is avoided?
     Dagger        q = the expert's own action: what would be reached if the expert were asked (arXiv 1011.0686)?
 
 Dagger is no rival but an upper reference: it pays for every answer. It asks in the states that reflection would judge,
-in its own episodes; the demonstrated states have their answer already. Where the expert has none, a state is left out
-and counted. The answers are smoothed, as all labels of the expert are.
+in its own episodes. Where the expert has no answer, a state is left out and counted.
+
+In the demonstrated states, which reflection labels too, q is what the expert did there, smoothed as everywhere: a
+trained judge says nothing else, and a control that contradicted the demonstrations would be a straw man.
 
 Whatever is not said here is inherited: how states are reached, how many, and how the policy is fitted to them. No judge
 is trained, so a fit makes fewer updates in all than reflection's, and as many of the policy.
@@ -59,7 +61,7 @@ class ControlConfig:
 
 
 class Control(Reflection):
-    """Reflection without its first stage; subclasses say who labels."""
+    """Reflection without its first stage; subclasses have an ``opinion`` instead of a judge."""
 
     name: str
 
@@ -67,6 +69,22 @@ class Control(Reflection):
         self, policy: HeadstartPolicy, config: ControlConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
         super().__init__(policy, (config or ControlConfig()).reflect, seed=seed, log=log)
+
+    def opinion(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """What to do in own states: q (N, A); rows of zeros teach nothing."""
+        raise NotImplementedError
+
+    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """The expert's action where it is known, an opinion elsewhere."""
+        if (branches.expert_action < 0).all():
+            return self.opinion(branches, states)
+        return self.of_expert(branches.expert_action)
+
+    def of_expert(self, action: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Labels (N, A) of the expert's actions (N,), smoothed; zero where there is none (-1)."""
+        n_actions, smoothing = self.policy.n_actions, self.config.bc.label_smoothing
+        label = (1 - smoothing) * np.eye(n_actions)[action] + smoothing / n_actions
+        return np.where(action[:, None] >= 0, label, 0.0).astype(np.float32)
 
     def fit_judges(self, branches: Branches) -> dict[str, float]:
         """Nobody learns to judge."""
@@ -87,15 +105,18 @@ class SelfLabelConfig(ControlConfig):
 class SelfLabel(Control):
     name = "self_label"
 
-    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """Nothing yet: what the policy thinks of these states is asked when it is fitted to them."""
-        return np.zeros(branches.revisit.shape, np.float32)
+    def opinion(self, branches: Branches, states: Simulator | None) -> NDArray[np.float32]:
+        """What the policy would do now; before it has learned anything, nothing."""
+        p = self.policy.probabilities(branches.obs) * (self.updates > 0)
+        return p.astype(np.float32)
 
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
-        """All states so far have the labels that the policy would give them now; before it knows anything, none."""
-        if self.updates:
-            labels = [self.policy.probabilities(states.obs).astype(np.float32) for states in own]
-        return super().fit_policy(demos, own, labels, updates)
+        """As in reflection, after all states so far have been looked at anew."""
+        anew = [
+            self.opinion(branches, None) if (branches.expert_action < 0).all() else label
+            for branches, label in zip(own, labels, strict=True)
+        ]
+        return super().fit_policy(demos, own, anew, updates)
 
 
 # ---- a judge that knows nothing ----
@@ -122,9 +143,9 @@ class RandomJudge(Control):
             judge.eval()
         return {}
 
-    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+    def opinion(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
         """Softmax of the judges' scores, on a scale that is set once, on the states that are labelled first."""
-        score = np.log(super().label(branches, states))
+        score = np.log(Reflection.label(self, branches, states))
         score -= score.mean(1, keepdims=True)
         self.scale = self.scale or self.spread / max(float(score.std()), 1e-6)
         p = np.exp(self.scale * (score - score.max(1, keepdims=True)))
@@ -137,14 +158,19 @@ class NoopConfig(ControlConfig):
     """Nothing more to decide."""
 
 
-class Noop(Control):
+class Noop(SelfLabel):
     name = "noop"
 
-    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """Uniform over the actions that have an effect; over all where there is none."""
+    def opinion(self, branches: Branches, states: Simulator | None) -> NDArray[np.float32]:
+        """What the policy would do now, if it left out what has no effect; all of it where nothing has any.
+
+        Learning this is the penalty -log of the probability of all actions that have an effect: which of them is
+        left to the policy. (A uniform label would also tell it to forget what it has learned.)
+        """
         changes = effects(branches.frame, branches.future[:, :, 0], layout=self.policy.layout) != NOTHING
         changes |= ~changes.any(1, keepdims=True)
-        return (changes / changes.sum(1, keepdims=True)).astype(np.float32)
+        p = super().opinion(branches, states) * changes
+        return p / np.maximum(p.sum(1, keepdims=True), 1e-12)
 
 
 # ---- the expert ----
@@ -162,17 +188,12 @@ class Dagger(Control):
         super().__init__(policy, config, seed=seed, log=log)
         self.queries = self.unanswered = 0
 
-    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """The expert's action, known in its own states and asked for in others; zero where it has no answer."""
-        action = branches.expert_action.copy()
-        asked = np.flatnonzero(action < 0)
-        if len(asked):
-            action[asked] = advice(states.fork(asked))
-            self.queries += len(asked)
-            self.unanswered += int((action < 0).sum())
-        n_actions, smoothing = branches.revisit.shape[1], self.config.bc.label_smoothing
-        label = (1 - smoothing) * np.eye(n_actions)[action] + smoothing / n_actions
-        return np.where(action[:, None] >= 0, label, 0.0).astype(np.float32)
+    def opinion(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """The expert's answers."""
+        action = advice(states)
+        self.queries += len(action)
+        self.unanswered += int((action < 0).sum())
+        return self.of_expert(action)
 
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
         """As in reflection, on the states that were answered."""

@@ -163,35 +163,80 @@ def test_it_needs_branches_and_a_place_to_practise(
 
 
 # ---- labels ----
-def test_self_labels_are_what_the_policy_thinks_at_each_fit(
-    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+@each
+def test_nobody_contradicts_the_demonstrations(
+    kind: Any, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
-    """Nothing before it has learned anything; then all states so far are asked anew."""
-    learner, fits = make(SelfLabel, env), []
-
-    def watched(self: Any, demos: Demos, own: list[Branches], labels: list[np.ndarray], updates: int) -> Any:
-        thinks = [self.policy.probabilities(b.obs) for b in own]
-        fits.append((labels, thinks))
-        return fit_policy(self, demos, own, labels, updates)
-
-    fit_policy = Reflection.fit_policy
-    monkeypatch.setattr(Reflection, "fit_policy", watched)
+    """In the expert's states the label is what it did, smoothed as in bc; and nobody is asked for it."""
+    learner = make(kind, env)
+    wanted = 0.9 * np.eye(7)[demos.action] + 0.1 / 7
+    np.testing.assert_allclose(learner.label(branches, replay(demos)), wanted, rtol=1e-5)
+    fits = labels_of(learner)
     learner.fit(demos, branches, env)
-    (first, _), *later = fits
-    assert all((label == 0).all() for label in first)
-    assert len(later) == 2
-    for labels, thinks in later:
-        for label, p in zip(labels, thinks, strict=True):
+    assert all((own[0] == branches.obs["frames"]).all() for own, _, _ in fits)
+    for _, labels, _ in fits:
+        np.testing.assert_allclose(labels[0], wanted, rtol=1e-5)
+
+
+def labels_of(learner: Reflection) -> list[Any]:
+    """Fit by fit: own frames, the labels that are learned, and what the policy thinks there."""
+    fits: list[Any] = []
+    judged = Reflection.fit_policy
+
+    def watched(demos: Demos, own: list[Branches], labels: list[np.ndarray], updates: int) -> Any:
+        thinks = [learner.policy.probabilities(b.obs) for b in own]
+        fits.append(([b.obs["frames"] for b in own], labels, thinks))
+        return judged(learner, demos, own, labels, updates)
+
+    def fit_policy(*given: Any) -> Any:  # what the control makes of the labels comes first
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Reflection, "fit_policy", lambda self, *rest: watched(*rest))
+            return type(learner).fit_policy(learner, *given)
+
+    learner.fit_policy = fit_policy  # type: ignore[method-assign]
+    return fits
+
+
+def test_self_labels_are_what_the_policy_thinks_before_each_fit(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    """Nothing before it has learned anything; then all own states so far are asked anew."""
+    learner = make(SelfLabel, env)
+    fits = labels_of(learner)
+    learner.fit(demos, branches, env)
+    (_, first, _), *later = fits
+    assert all((label == 0).all() for label in first[1:])
+    assert [len(labels) for _, labels, _ in later] == [3, 4]
+    for _, labels, thinks in later:
+        for label, p in zip(labels[1:], thinks[1:], strict=True):
             np.testing.assert_allclose(label, p, rtol=1e-5)
 
 
+def test_noop_labels_are_what_the_policy_thinks_without_waste(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    learner = make(Noop, env)
+    fits = labels_of(learner)
+    learner.fit(demos, branches, env)
+    (_, first, _), *later = fits
+    assert all((label == 0).all() for label in first[1:])
+    wasted = 0
+    for _, labels, thinks in later:
+        for label, p in zip(labels[1:], thinks[1:], strict=True):
+            np.testing.assert_allclose(label.sum(1), 1, rtol=1e-5)
+            kept = label > 0
+            np.testing.assert_allclose(label, kept * p / (kept * p).sum(1, keepdims=True), rtol=1e-4)
+            wasted += int((~kept).sum())
+    assert wasted > 50
+
+
 def test_a_label_of_nothing_teaches_nothing(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
-    """So that before its first fit, self-labelling is imitation."""
-    policies = []
+    """So that before its first fit, self-labelling of own states is imitation."""
+    unknown, policies = dataclasses.replace(branches, expert_action=np.full(len(branches), -1)), []
     for own_weight in (0.0, 4.0):
         policy = fresh_policy(env)
         config = dataclasses.replace(REFLECT, own_weight=own_weight)
-        SelfLabel(policy, SelfLabelConfig(config)).fit_policy(demos, [branches], [np.zeros((len(demos), 7))], 5)
+        SelfLabel(policy, SelfLabelConfig(config)).fit_policy(demos, [unknown], [np.zeros((len(demos), 7))], 5)
         policies.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     torch.testing.assert_close(*policies)
 
@@ -210,10 +255,16 @@ def tried(future: list[list[int]], present: int = 0) -> Branches:
     return Branches(obs, np.full(n, -1), action, shown, nothing, nothing[:, :, None], n * a)
 
 
-def test_noop_labels_worked_by_hand(env: HeadstartVecEnv) -> None:
-    """Two of three change something; all do; none does."""
-    label = make(Noop, env).label(tried([[0, 1, 2], [3, 3, 3], [0, 0, 0]]), None)
-    np.testing.assert_allclose(label, [[0, 1 / 2, 1 / 2], [1 / 3] * 3, [1 / 3] * 3], rtol=1e-6)
+def test_noop_labels_worked_by_hand(monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv) -> None:
+    """Of three actions two change something; all do; none does."""
+    learner = make(Noop, env)
+    p = np.array([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1]])
+    monkeypatch.setattr(learner.policy, "probabilities", lambda obs: p)
+    states = tried([[0, 1, 2], [3, 3, 3], [0, 0, 0]])
+    assert (learner.label(states, None) == 0).all()  # it has learned nothing yet
+    learner.updates = 1
+    label = learner.label(states, None)
+    np.testing.assert_allclose(label, [[0, 0.6, 0.4], p[1], p[2]], rtol=1e-6)
     assert label.dtype == np.float32
 
 
@@ -223,35 +274,34 @@ def test_a_random_judge_judges_consequences_with_conviction(
     """Equal futures are equal to it, buttons are nothing to it, and its scores spread as they should."""
     learner = RandomJudge(fresh_policy(env), RandomJudgeConfig(REFLECT, spread=3.0))
     learner.fit_judges(branches)
-    label = learner.label(branches, replay)  # states are not looked at
+    label = learner.label(*own)
     score = np.log(label) - np.log(label).mean(1, keepdims=True)
     assert score.std() == pytest.approx(3.0, rel=1e-3)
     np.testing.assert_allclose(label.sum(1), 1, rtol=1e-5)
-    np.testing.assert_equal(label, learner.label(branches, replay))  # no dropout
-    same = (branches.future[:, :, 0] == branches.future[:, 4:5, 0]).all(2) & (
-        branches.revisit == branches.revisit[:, 4:5]
-    )
+    np.testing.assert_equal(label, learner.label(*own))  # no dropout
+    future, signs = learner.consequences(own[0])
+    same = (future == future[:, 4:5]).all(2) & (signs == signs[:, 4:5]).all(2)
+    assert same.sum() > 2 * len(same)
     np.testing.assert_allclose(np.where(same, label, label[:, 4:5]), np.repeat(label[:, 4:5], 7, 1), rtol=1e-3)
-    scale = learner.scale
-    learner.label(*own)
+    scale, fewer = learner.scale, own[1].fork(np.arange(3))
+    np.testing.assert_allclose(learner.label(branch(fewer), fewer), label[:3], rtol=1e-3)
     assert learner.scale == scale  # one judge for all states
-    others = [make(RandomJudge, env, seed=seed).label(branches, replay) for seed in range(1, 6)]
+    others = [make(RandomJudge, env, seed=seed).label(*own) for seed in range(1, 6)]
     assert any((one.argmax(1) != label.argmax(1)).mean() > 0.5 for one in others)  # each seed has another
 
 
 def test_the_expert_is_asked_in_the_states_that_reflection_judges(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
-    """As often as there are such states; not in its own, whose answers are known. Labels are smoothed as in bc."""
+    """As often as there are such states; not in its own. Labels are smoothed as in bc."""
     asked: list[int] = []
     monkeypatch.setattr(controls, "advice", lambda states: (asked.append(len(states)), advice(states))[1])
     learner = make(Dagger, env)
     labels, label = [], learner.label
     learner.label = lambda b, states: (labels.append((b, states.fork(), label(b, states))), labels[-1][2])[1]
     fitted = learner.fit(demos, branches, env)
-    (experts_own, _, first), *others = labels
+    (experts_own, _, _), *others = labels
     assert experts_own is branches
-    np.testing.assert_equal(first.argmax(1), demos.action)
     assert [len(b) for b, _, _ in others] == asked
     assert fitted.metrics["dagger/queries"] == learner.queries == sum(asked) > len(demos)
     for _, states, given in others:
