@@ -1,5 +1,6 @@
 """Your own environment in ten lines: numbers, dictionaries, many buttons or any force, through the same learners."""
 
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -8,9 +9,9 @@ import pytest
 from gymnasium import spaces
 
 from headstart.envs import branch, demonstrate, evaluate, make_vec_env
-from headstart.envs.errors import EnvironmentFailed
+from headstart.envs.errors import EnvironmentFailed, UsageError
 from headstart.envs.simulator import uniform_actor
-from headstart.learners import BC, IWM, PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners import BC, IWM, LEARNERS, PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
 from headstart.models import HeadstartPolicy
 
 SNIPPET = """
@@ -155,3 +156,28 @@ def test_no_reward_is_read_before_ppo_starts() -> None:
         learner(model.policy, config).fit(demos, branch(demos, horizon=2), vec_env)  # type: ignore[arg-type, operator]
     with pytest.raises(EnvironmentFailed, match="reading the reward failed"):
         model.learn(8)
+
+
+def small(config: Any) -> Any:
+    """A configuration of any learner, cut down to a few updates and steps."""
+    few = {"updates": 4, "round_updates": 4, "levels": 3, "level_steps": 4, "states": 10, "rounds": 1}
+    inner = {f.name: getattr(config, f.name) for f in fields(config)}
+    inner = {name: small(value) for name, value in inner.items() if is_dataclass(value)}
+    return replace(config, **inner, **{name: n for name, n in few.items() if hasattr(config, name)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", LEARNERS, ids=lambda config: config.__name__)
+def test_every_learner_takes_every_environment_or_says_why_not(config: Any) -> None:
+    demos = demonstrate(Docking, steer, 2, horizon=30, codes=7, mode="deepcopy")
+    vec_env = make_vec_env(demos, 2)
+    kwargs = {"features_extractor_kwargs": {"width": 16}}
+    policy = PPO(HeadstartPolicy, vec_env, seed=0, n_steps=4, batch_size=8, policy_kwargs=kwargs).policy
+    before = {name: value.clone() for name, value in policy.weights().items()}
+    learner = LEARNERS[config](policy, small(config()))
+    if LEARNERS[config].__name__ == "Dagger":  # it asks the built-in experts
+        with pytest.raises(UsageError, match="use a learner that asks no expert"):
+            learner.fit(demos, branch(demos), vec_env)
+    else:
+        assert learner.fit(demos, branch(demos, horizon=4), vec_env).updates > 0
+        assert any((value != before[name]).any() for name, value in policy.weights().items())

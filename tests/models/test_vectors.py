@@ -124,7 +124,7 @@ def test_an_extractor_reads_every_part_and_a_judge_every_change() -> None:
         assert (extractor({**obs, "frames": frames}) != features).any(1).sum() >= 2, part.name
     judge = Judge(extractor, width=16, channels=4)
     future = torch.stack([obs["frames"][:, -1], shown(B, 7), shown(B, 8), obs["frames"][:, -1]], dim=1)
-    score = judge(obs, future, torch.zeros(B, A, dtype=torch.bool))
+    score = judge(obs, future, torch.zeros(B, A, 1, dtype=torch.bool))
     assert score.shape == (B, A)
     assert torch.equal(score[:, 0], score[:, 3])
     assert (score[:, 0] != score[:, 1]).all()
