@@ -1,4 +1,4 @@
-"""The command line: `headstart run ENV`, `list`, `check TARGET`, `doctor`.
+"""The command line: `headstart run ENV`, `study`, `list`, `check TARGET`, `doctor`.
 
 A verb is a frozen dataclass: its fields are the flags, their docstrings the help, and calling it does the job and
 returns the exit code. What takes long to import (torch, numba, gymnasium) is imported by the verb that needs it, so
@@ -159,6 +159,32 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Study:
+    """Compare the arms over all environments that have finished runs, and with what was claimed beforehand."""
+
+    env: Annotated[Positional[tuple[str, ...]], arg(metavar="[ENV ...]", help_behavior_hint="(default: all)")] = ()
+    """Names of environments."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs")
+    """Directory of the results."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def __call__(self) -> int:
+        for name in self.env:
+            if name not in ENVIRONMENTS and not (self.out / name).is_dir():
+                raise UsageError(_no_environment(name))
+
+        from headstart.experiments.doctor import check_writable
+        from headstart.experiments.study import study_directories, write_study
+
+        study_directories(self.out, self.env)  # what is not there is said before anything is made
+        check_writable(self.out / "study", f"--out {self.out}")
+        written = write_study(self.out, self.env)
+        print(written.text.rstrip(), "", written.table, *([written.picture] if written.picture else []), sep="\n")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class List:
     """List the environments that have an experiment: what is observed, how well the expert and chance do, variants."""
 
@@ -203,7 +229,7 @@ class Doctor:
         return doctor.doctor(self.out)
 
 
-VERBS = {"run": Run, "list": List, "check": Check, "doctor": Doctor}
+VERBS = {"run": Run, "study": Study, "list": List, "check": Check, "doctor": Doctor}
 DESCRIPTION = """Warm starts for reinforcement learning: agents learn from the futures of their own actions.
 
 Start with `headstart run door_key`; `headstart VERB --help` explains a verb, `headstart --version` names the version.
@@ -357,7 +383,12 @@ def _experiment(name: str) -> "Experiment":
             f"{name} is an id, and `headstart run` takes the name of an experiment: {names}.{meant} "
             "Ids of MiniGrid and BabyAI work in Python: give yours to the snippet of the README."
         )
-    raise UsageError(
+    raise UsageError(_no_environment(name))
+
+
+def _no_environment(name: str) -> str:
+    names = ", ".join(ENVIRONMENTS)
+    return (
         f"there is no environment {name!r}.{_meant(name, ENVIRONMENTS)} `headstart list` shows what there is: {names}."
     )
 

@@ -43,6 +43,14 @@ LOOKS = {
     "bc": Look("#0072b2", (0, (5, 2)), "o"),
     "bc_long": Look("#3a9bdc", (0, (5, 1.5, 1, 1.5)), "^"),
     "iwm": Look("#00815f", (0, (9, 2)), "v"),
+    "inverse": Look("#5c9e1f", (0, (7, 2, 1, 2)), "<"),
+    "preference": Look("#c4609a", (0, (2, 1)), ">"),
+    "star": Look("#c79100", (0, (4, 2, 4, 2, 1, 2)), "*"),
+    "noop": Look("#9a9a9a", (0, (1, 3)), "h"),
+    "random_judge": Look("#7a5230", (0, (2, 3)), "8"),
+    "self_label": Look("#5b5ea6", (0, (6, 1, 1, 1)), "d"),
+    "iwm_reflect": Look("#9e3a00", (0, (10, 1)), "H"),
+    "dagger": Look("#111111", (0, (12, 3, 1, 3)), "$+$"),
     "reflect": Look("#d55e00", "solid", "D", strong=True),
 }
 OTHER_LOOKS = (

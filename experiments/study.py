@@ -66,7 +66,7 @@ Pair = tuple[str, tuple[str, ...]]  # an arm and what it is compared with
 class Study:
     """Finished runs of many environments.
 
-    environments: with the demonstrations that their experiments say; in the registry's order, others last.
+    environments: with the demonstrations that their experiments say; those of the study first, in the registry's order.
     budgets: environment, then another number of demonstrations, to the runs with it.
     left_out: sentences about directories that have no finished run.
     """
@@ -94,7 +94,7 @@ def study(directories: Iterable[Path]) -> Study:
 
     Raises DataError for what cannot share a table, UsageError if nothing at all is finished.
     """
-    order = list(ENVIRONMENTS)
+    order = [*CLAIMED, *ENVIRONMENTS]
     found = Study({}, {}, [])
 
     def by_environment(path: Path) -> tuple[int, str, int]:
@@ -147,7 +147,7 @@ class Claim:
     verdict: str
 
     def __str__(self) -> str:
-        return f"**{self.verdict[0].upper()}{self.verdict[1:]}**: {self.text}: {self.found} (target: {self.target})."
+        return f"**{self.verdict[0].upper()}{self.verdict[1:]}**: {self.text}: {self.found} ({self.target})."
 
 
 def claims(found: Study) -> list[Claim]:
@@ -160,7 +160,7 @@ def claims(found: Study) -> list[Claim]:
         made.append(_sure(text, by_measure["success"]))
         made.append(_at_least(text, by_measure["success"], MEAN))
         if baselines == BASELINES:
-            made.append(_at_least(text, by_measure["success"], GOAL, "goal "))
+            made.append(_at_least(text, by_measure["success"], GOAL, "goal"))
         made.append(_at_least(f"{text}, out of distribution", by_measure["ood"], MEAN_OOD))
     made.append(_half_is_enough(envs, found.budgets))
     made.append(_closed({name: way for name, runs in envs.items() if (way := gap(runs.summaries))}))
@@ -171,7 +171,7 @@ def _sure(text: str, found: Across | None) -> Claim:
     """The interval is above zero in enough environments and below zero in none."""
     above, below = (found.above, found.below) if found else ([], [])
     undecided = _without_interval(found)
-    target = f"above zero in at least {SURE} of {len(CLAIMED)}, below in none"
+    target = f"target: above zero in at least {SURE} of {len(CLAIMED)}, below in none"
     told = f"interval above zero in {len(above)} of {len(CLAIMED)} environments, below in {len(below)}"
     told += f" ({', '.join(below)})" if below else ""
     short = SURE - len(above)
@@ -182,9 +182,9 @@ def _sure(text: str, found: Across | None) -> Claim:
     return Claim(text, target, told, _open(undecided) or "reached")
 
 
-def _at_least(text: str, found: Across | None, points: float, what: str = "") -> Claim:
+def _at_least(text: str, found: Across | None, points: float, what: str = "target") -> Claim:
     """The mean over all environments is high enough."""
-    target = f"{what}at least {points:+.0f} points"
+    target = f"{what}: at least {points:+.0f} points"
     told = (
         f"{_signed(found.mean)} points, mean of {_count(len(found.environments), 'environment')}" if found else "none"
     )
@@ -205,18 +205,18 @@ def _half_is_enough(envs: Mapping[str, Runs], budgets: Mapping[str, Mapping[int,
     below = across(found).below if found else []  # type: ignore[union-attr]
     undecided = [name for name in CLAIMED if name not in found or not found[name].interval]
     text = f"{HEADLINE} with half of the demonstrations at least equals bc with all of them"
-    told = f"in {len(enough)} of {len(CLAIMED)} environments (the interval is below zero in {len(below)})"
+    told = f"in {len(enough)} of {len(CLAIMED)} environments, interval below zero in {len(below)}"
     short = EVEN - len(enough)
     verdict = "reached" if short <= 0 else _open(undecided)
     if short > len(undecided):
         verdict = f"missed by {_count(short, 'environment')}"
-    return Claim(text, f"at least {EVEN} of {len(CLAIMED)}", told, verdict)
+    return Claim(text, f"target: at least {EVEN} of {len(CLAIMED)}", told, verdict)
 
 
 def _closed(gaps: Mapping[str, Gap]) -> Claim:
     """The share of the gap to those who ask the expert that is closed without asking."""
     text = f"share of the gap from the better of {' and '.join(BASELINES)} to {REFERENCE} that {HEADLINE} closes"
-    target = f"goal {SHARE_GOAL:.0%}"
+    target = f"goal: {SHARE_GOAL:.0%}"
     found = gap_across(gaps)
     if found is None:
         return Claim(text, target, "none", f"not decided: no runs of {REFERENCE}")

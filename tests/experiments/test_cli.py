@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from headstart.envs import storage
 from headstart.envs.errors import Busy, DataError, Diverged, EnvironmentFailed, HeadstartError
 from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES
-from headstart.experiments import check, cli, doctor, door_key, pipeline, pool
+from headstart.experiments import check, cli, doctor, door_key, pipeline, pool, study
 
 HEADSTART = Path(sys.executable).parent / "headstart"
 EXPERIMENTS = Path(cli.__file__).parent
@@ -99,7 +99,9 @@ def test_every_flag_has_one_sentence_of_help(verb: type, capsys):
         assert any(sentence in text and sentence.endswith(".") for sentence in told), field.name
 
 
-@pytest.mark.parametrize("arguments", [[], ["run", "--help"], ["list"], ["doctor", "--help"], ["run", "nothing"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["run", "--help"], ["list"], ["doctor", "--help"], ["study", "--help"], ["run", "nothing"]]
+)
 def test_answers_at_once_and_imports_little(arguments: list[str]):
     code = f"""
 import sys
@@ -279,6 +281,43 @@ def test_tensorboard_can_be_typed_as_printed(here: Path, monkeypatch: pytest.Mon
     program, *arguments = shlex.split(cli._tensorboard(Path("my runs/door_key")))
     assert arguments == ["--logdir", "my runs/door_key"]
     assert subprocess.run([program, "--version_tb"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+# ---- study ----
+def test_study_prints_the_table_then_paths(here: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    (here / "runs/fetch-128/bc/seed0").mkdir(parents=True)
+    asked = []
+
+    def write_study(out: Path, names: tuple[str, ...]) -> study.Written:
+        asked.append((out, names))
+        return study.Written(out / "study/table.md", out / "study/study.png", "THE TABLE\n")
+
+    monkeypatch.setattr(study, "write_study", write_study)
+    assert cli.main(["study"]) == 0
+    assert cli.main(["study", "fetch", "--out", "runs"]) == 0
+    assert asked == [(Path("runs"), ()), (Path("runs"), ("fetch",))]
+    assert capsys.readouterr().out == 2 * "THE TABLE\n\nruns/study/table.md\nruns/study/study.png\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("study fetsh", "Perhaps you meant fetch?"),
+        ("study zebra", "`headstart list` shows"),
+        ("study fetch --out nowhere", "nowhere: there is no such directory"),
+        ("study memory", "runs: has no runs of memory. Run `headstart run memory` first."),
+        ("study", "runs/fetch: holds no finished run (unfinished: bc/seed0)"),
+        ("study fetch --arms bc", "--arms"),
+    ],
+)
+def test_nothing_to_study(command: str, told: str, here: Path, capsys):
+    (here / "runs/fetch/bc/seed0").mkdir(parents=True)
+    assert cli.main(command.split()) == 2
+    out, err = capsys.readouterr()
+    assert told in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert out == ""
+    assert files_below(here) == ["runs", *(f"runs/fetch{end}" for end in ("", "/bc", "/bc/seed0"))]
 
 
 # ---- exit codes ----

@@ -7,8 +7,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments import pictures
-from headstart.experiments.evidence import TEST, Runs, scores
+from headstart.experiments.evidence import TEST, Comparison, Runs, scores
 
 RL_STEPS = 300_000
 VARIANTS = ("BabyAI-Synth-v0", "BabyAI-SynthLoc-v0", "Headstart-BlockedUnlockPickup-S8-v0")
@@ -116,14 +117,58 @@ def test_an_interval_is_drawn_from_five_seeds_on(seeds: int) -> None:
     assert ("interval" in figure.texts[-1].get_text()) == (seeds == 5)
 
 
-# ---- both ----
+# ---- the study ----
+def gains_of(environments: dict[str, tuple[float, ...]]) -> dict[str, Comparison]:
+    """Environments with the gain of every seed over a baseline of 0.5."""
+    mode = {"reflect": "sampled", "bc": "sampled", "bc_long": "sampled"}
+    return {
+        name: Comparison(
+            *("success", "reflect", ("bc", "bc_long"), mode, tuple(range(len(gains)))),
+            ours=tuple(0.5 + gain for gain in gains),
+            theirs=(0.5,) * len(gains),
+        )
+        for name, gains in environments.items()
+    }
+
+
+SURE, UNSURE, FEW = (0.1, 0.12, 0.08, 0.1, 0.1), (0.3, -0.3, 0.1, -0.1, 0.1), (0.2, 0.3)
+
+
+def test_gains_and_their_mean_by_hand() -> None:
+    panels = {"in distribution": gains_of({"fetch": SURE, "synth": UNSURE, "memory": FEW, "door_key": (0.4,) * 5})}
+    (axes,) = pictures.draw_study(panels, claimed=["fetch", "synth", "memory"]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fetch", "synth", "memory", "door_key", "mean"]
+    diamonds = [line for line in axes.lines if line.get_marker() == "D"]
+    at = [float(line.get_xdata()[0]) for line in diamonds]  # type: ignore[index]
+    assert at == pytest.approx([10, 2, 25, 40, (10 + 2 + 25) / 3])
+    # filled where it is sure; neither memory, of two seeds, nor the mean, of three environments, has an interval
+    assert [line.get_color() != "white" for line in diamonds] == [True, False, False, True, False]
+    assert len([line for line in axes.lines if line.get_marker() == "|"]) == 3
+    assert [text.get_text() for text in axes.texts] == ["+10.0", "+2.0", "+25.0", "+40.0", "+12.3"]
+
+
+def test_seeds_are_dots() -> None:
+    (axes,) = pictures.draw_study({"in distribution": gains_of({"fetch": SURE})}, claimed=[]).axes
+    (dots,) = [line for line in axes.lines if line.get_marker() == "o"]
+    assert dots.get_xdata() == pytest.approx([100 * gain for gain in SURE])
+    assert not [text for text in axes.texts if text.get_fontweight() == "bold"][1:]  # no mean of no environment
+
+
+def draw_study(runs: Runs) -> Figure:
+    """All environments, some with variants; whatever ``runs`` are."""
+    gains = dict.fromkeys(ENVIRONMENTS, (-1.0, 1.0, 1.0, 1.0, 1.0))
+    panels = {"in distribution": gains_of(gains), "out of distribution": gains_of({"fetch": SURE, "synth": UNSURE})}
+    return pictures.draw_study(panels, claimed=list(gains))
+
+
+# ---- all ----
 LONGEST = {"env_id": "BabyAI-PutNextS7N4Carrying-v0", "demos": 1024, "random_success": 0.0, "expert_success": 1.0}
 MANY: dict[str, tuple[float, float | None]] = {}
 MANY |= dict.fromkeys(("scratch", "bc", "reflect", "iwm+reflect"), (1.0, 1.0))
 MANY |= dict.fromkeys(("bc_long", "iwm", "self_label"), (1.0, None))
 
 
-@pytest.mark.parametrize("draw", [pictures.draw, draw_ood])
+@pytest.mark.parametrize("draw", [pictures.draw, draw_ood, draw_study])
 def test_all_words_fit_into_the_picture(draw: Any) -> None:
     figure: Figure = draw(runs_of(MANY, seeds=1, spent=61_000, **LONGEST))
     renderer = FigureCanvasAgg(figure).get_renderer()
