@@ -11,6 +11,7 @@ from headstart.learners.controls import (
     SelfLabel,
     SelfLabelConfig,
 )
+from headstart.learners.grpo import GRPO, GRPOConfig
 from headstart.learners.inverse import Inverse, InverseConfig
 from headstart.learners.iwm import IWM, IWMConfig
 from headstart.learners.iwm_reflect import IWMReflect, IWMReflectConfig
@@ -37,6 +38,7 @@ LEARNERS = {
 
 __all__ = [
     "BC",
+    "GRPO",
     "IWM",
     "LEARNERS",
     "PPO",
@@ -44,6 +46,7 @@ __all__ = [
     "Dagger",
     "DaggerConfig",
     "Fitted",
+    "GRPOConfig",
     "IWMConfig",
     "IWMReflect",
     "IWMReflectConfig",
