@@ -45,18 +45,17 @@ LOOKS = {
     "iwm": Look("#00815f", (0, (9, 2)), "v"),
     "inverse": Look("#5c9e1f", (0, (7, 2, 1, 2)), "<"),
     "preference": Look("#c4609a", (0, (2, 1)), ">"),
-    "star": Look("#c79100", (0, (4, 2, 4, 2, 1, 2)), "*"),
+    "star": Look("#c79100", (0, (4, 2, 4, 2, 1, 2)), "p"),
     "noop": Look("#9a9a9a", (0, (1, 3)), "h"),
     "random_judge": Look("#7a5230", (0, (2, 3)), "8"),
     "self_label": Look("#5b5ea6", (0, (6, 1, 1, 1)), "d"),
     "iwm_reflect": Look("#9e3a00", (0, (10, 1)), "H"),
-    "dagger": Look("#111111", (0, (12, 3, 1, 3)), "$+$"),
+    "dagger": Look("#111111", (0, (12, 3, 1, 3)), "X"),
     "reflect": Look("#d55e00", "solid", "D", strong=True),
 }
 OTHER_LOOKS = (
     Look("#a8447f", (0, (8, 1.5, 1, 1.5, 1, 1.5)), "P"),
-    Look("#8a6d00", (0, (3, 1.5)), "X"),
-    Look("#333333", (0, (4, 1.5, 1, 1.5, 1, 1.5, 1, 1.5)), "p"),
+    Look("#8a6d00", (0, (3, 1.5)), "*"),
 )
 STYLE = {
     "font.size": 11,
@@ -204,6 +203,7 @@ def _write_labels(axes: "Axes", labels: Sequence[Label]) -> None:
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
+                "relpos": (0, 0.5),
                 "color": "#b0b0b0",
                 "linewidth": 0.8,
                 "shrinkA": 1,
