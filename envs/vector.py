@@ -135,7 +135,10 @@ class Episodes:
                     f"{self.levels.env_id}: saved episodes are of another bank of levels. "
                     "Use the split and n_levels that they were saved with."
                 )
-        self.level[:], self._rows()[:] = state["level"], state["rows"]
+        self.level[:] = state["level"]
+        everyone = np.arange(len(self.level))
+        self.simulator.states.put(everyone, self._start.take(self.level))  # whose seeds and missions these are
+        self._rows()[:] = state["rows"]
         for name in Simulator.REMEMBERED:
             getattr(self.simulator, name)[:] = state[name]
         _set_generator_words(self.rng, state["generator"])

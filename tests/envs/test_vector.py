@@ -194,6 +194,8 @@ def test_resume_is_exact(tmp_path) -> None:
     other = HeadstartVecEnv(LEVELS[GO_TO], 4, seed=2, horizon=20)
     with np.load(tmp_path / "state.npz", allow_pickle=False) as state:
         other.load_state_dict(state)
+    np.testing.assert_equal(other.simulator.states.seed, other.levels.seed[other.level])
+    np.testing.assert_equal(other.simulator.states.mission(), other.simulator.observe()["mission"])
     assert_equal(play(other, 100, seed=7), expected)
     assert_equal(other.state_dict(), env.state_dict())
 
