@@ -17,13 +17,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from headstart.envs import storage
 from headstart.envs.banks import Levels
 from headstart.envs.collect import evaluate
+from headstart.envs.errors import UsageError
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import checkpoint
 from headstart.experiments.curves import curve_facts
 from headstart.experiments.runlog import RunLog, write_rows
-from headstart.learners import IWM, PPO
+from headstart.learners import GRPO, IWM, PPO, GRPOConfig
 from headstart.models import HeadstartPolicy
 
 __all__ = ["RL", "fine_tune", "load_policy", "new_model", "save_policy"]
@@ -35,7 +36,7 @@ CHECKPOINT_EVERY = 8
 
 @dataclass(frozen=True)
 class RL:
-    """Fine-tuning with PPO. ``settings`` go to learners.PPO as they are."""
+    """Fine-tuning. ``settings`` go to learners.PPO, or to GRPOConfig, as they are."""
 
     steps: int = 150_000
     """Environment steps."""
@@ -44,12 +45,21 @@ class RL:
     eval_every: int = 10_000
     """Steps between two points of the curve."""
     settings: dict[str, Any] = field(default_factory=dict)
+    algorithm: str = "ppo"
+    """"ppo", or "grpo", which makes no checkpoints: killed, it begins again at the warm start."""
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ("ppo", "grpo"):
+            raise UsageError(f"RL: the algorithm is {self.algorithm!r}. Choose 'ppo' or 'grpo'.")
 
 
 def new_model(
     levels: Levels, rl: RL, *, memory: int, history: int, horizon: int, seed: int, device: str = "cpu"
 ) -> PPO:
-    """A policy that nobody has trained, in the environment that it is going to be fine-tuned in."""
+    """A policy that nobody has trained, in the environment that it is going to be fine-tuned in.
+
+    It is a PPO whatever the algorithm: the one object that has a policy and its environment, and can be exported.
+    """
     env = HeadstartVecEnv(levels, rl.n_envs, seed=seed, history=history, horizon=horizon)
     extractor = {"memory": memory}
     return PPO(
@@ -58,7 +68,7 @@ def new_model(
         seed=seed,
         device=device,
         policy_kwargs={"features_extractor_kwargs": extractor},
-        **rl.settings,
+        **(rl.settings if rl.algorithm == "ppo" else {}),
     )
 
 
@@ -113,7 +123,7 @@ def fine_tune(
     progress: Callable[[float], None],
     demos: Callable[[], Demos],
 ) -> dict[str, Any]:
-    """PPO from the policy as it is; the curve, on ``validation`` levels, starts at the steps ``spent`` before RL.
+    """RL from the policy as it is; the curve, on ``validation`` levels, starts at the steps ``spent`` before RL.
 
     ``demos`` are asked for if the settings want them rehearsed.
     """
@@ -130,7 +140,6 @@ def fine_tune(
     kept = {"points": [], "due": 0, "rows": [], "steps": None} if begun is None else begun[1]["kept"]
     points: list[dict[str, Any]] = kept["points"]
     log = RunLog(directory, "rl", offset=spent, rows=kept["rows"], after=kept["steps"])
-
     start = copy.deepcopy(model.policy)
 
     def measure(rl_steps: int) -> None:
@@ -171,14 +180,30 @@ def fine_tune(
         def _on_step(self) -> bool:
             return True
 
+    def learn_by_grpo() -> None:
+        config, due = GRPOConfig(**rl.settings), 0
+        assert isinstance(model.env, HeadstartVecEnv)
+        grpo = GRPO(model.policy, model.env, config, seed=seed, log=lambda step, metrics: log(spent + step, metrics))
+
+        def between_updates() -> None:
+            nonlocal due
+            if grpo.num_timesteps >= due:
+                measure(grpo.num_timesteps)
+                due += rl.eval_every
+
+        grpo.learn(rl.steps, between_updates)
+        model.num_timesteps = grpo.num_timesteps
+
     model.set_logger(log.logger())
-    with checkpoint.HeldBack() as signals:
-        if begun is None:
-            model.set_random_seed(seed)  # the fit has drawn random numbers too, unless it was done by an earlier run
-            model.learn(rl.steps, callback=Curve())
-        else:
-            checkpoint.restore(model, begun)
-            model.learn(rl.steps - model.num_timesteps, callback=Curve(), reset_num_timesteps=False)
+    if begun is None:
+        model.set_random_seed(seed)  # the fit has drawn random numbers too, unless it was done by an earlier run
+    else:
+        checkpoint.restore(model, begun)
+    if rl.algorithm == "grpo":
+        learn_by_grpo()
+    else:
+        with checkpoint.HeldBack() as signals:
+            model.learn(rl.steps - model.num_timesteps, callback=Curve(), reset_num_timesteps=begun is None)
     measure(model.num_timesteps)
     facts = curve_facts(points)
     log(spent + model.num_timesteps, {f"curve/{name}": value for name, value in facts.items() if value is not None})

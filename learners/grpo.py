@@ -111,7 +111,6 @@ class GRPO:
             metrics["grpo/return"] = float(returns.mean())
             metrics["grpo/groups_that_differ"] = float((group_advantage(returns) != 0).any(axis=1).mean())
             self.log(self.num_timesteps, metrics)
-        callback()
         return self
 
     # ---- attempts ----

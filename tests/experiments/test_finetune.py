@@ -17,6 +17,7 @@ import torch
 from headstart.envs import storage
 from headstart.envs.banks import bank
 from headstart.envs.collect import collect_demos
+from headstart.envs.errors import UsageError
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import checkpoint, finetune
 from headstart.experiments.finetune import RL, Compared, fine_tune, new_model
@@ -166,6 +167,28 @@ def test_the_distance_from_the_start_is_in_the_curve(finished: Path) -> None:
     logged = read_rows(finished / "rl.csv", kind="metrics")
     assert [float(row["value"]) for row in logged if row["tag"] == "eval/kl_to_start"] == [p["kl"] for p in points]
     assert {row["tag"]: float(row["value"]) for row in logged}["curve/rl_end"] == points[-1]["success"]
+
+
+def test_grpo_leaves_the_same_things(tmp_path: Path) -> None:
+    rl = RL(steps=1500, n_envs=8, eval_every=500, settings={"states": 2, "group": 4, "walk": 4}, algorithm="grpo")
+    facts = tune(tmp_path / "one", rl)
+    points = storage.load_json(tmp_path / "one" / "curve.json", kind="curve", schema=1)
+    assert points[0]["rl_steps"] == 0
+    assert points[-1]["rl_steps"] == facts["rl_steps"] >= 1500
+    assert len(points) > 2
+    assert points[-1]["env_steps"] == 1000 + facts["rl_steps"]
+    logged = read_rows(tmp_path / "one" / "rl.csv", kind="metrics")
+    assert {"grpo/return", "grpo/groups_that_differ", "eval/success_rate"} <= {row["tag"] for row in logged}
+    model = PPO.load(tmp_path / "one" / "policy.zip")
+    assert model.num_timesteps == facts["rl_steps"]
+    disturb()
+    tune(tmp_path / "other", rl)
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
+
+
+def test_an_unknown_algorithm_is_refused() -> None:
+    with pytest.raises(UsageError, match="'ppo' or 'grpo'"):
+        RL(algorithm="dqn")
 
 
 def test_distance_worked_by_hand() -> None:
