@@ -402,7 +402,7 @@ def _missing(found: Study) -> list[str]:
     """A sentence for everything that a reader might take for granted."""
     envs = found.environments
     absent = [name for name in CLAIMED if name not in envs]
-    told = [f"No finished runs of {', '.join(absent)}."] if absent else []
+    told = [f"Of the study, but not in these tables: {', '.join(absent)}."] if absent else []
     told += found.left_out
     alone = [f"{name}-{demos}" for name, budgets in found.budgets.items() if name not in envs for demos in budgets]
     told += [f"Left out, because there are no runs with all demonstrations: {', '.join(alone)}."] if alone else []

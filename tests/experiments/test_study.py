@@ -256,7 +256,7 @@ def test_what_is_missing_is_named(tmp_path: Path, undrawn: None) -> None:
     missing = text.partition("## What is missing")[2]
     absent = [env for env in CLAIMED if env not in ("fetch", "synth")]
     for told in (
-        f"- No finished runs of {', '.join(absent)}.",
+        f"- Of the study, but not in these tables: {', '.join(absent)}.",
         f"- {tmp_path}/memory: holds no finished run (unfinished: bc/seed0).",
         "- Left out, because there are no runs with all demonstrations: multi_room-4.",
         "- Seeds differ: seeds 0-3 in fetch; seeds 0-2 in synth.",
