@@ -192,7 +192,7 @@ def test_an_unknown_algorithm_is_refused() -> None:
 
 
 def test_distance_worked_by_hand() -> None:
-    """Over the states of the first step and of the fifth; it acts as the policy would."""
+    """Over the states of the first step and of the eleventh; it acts as the policy would."""
 
     def policy(*p: float) -> Any:
         def act(obs: dict[str, Any], rng: Any) -> np.ndarray:
@@ -201,7 +201,7 @@ def test_distance_worked_by_hand() -> None:
         return SimpleNamespace(probabilities=lambda obs: np.tile(p, (len(obs["frames"]), 1)), actor=lambda: act)
 
     actor = Compared(policy(0.5, 0.5), policy(0.25, 0.75))
-    for n in (2, 1, 1, 1, 1):
+    for n in (2, *[1] * 10):
         assert actor({"frames": np.zeros(n)}, np.random.default_rng(0)).tolist() == [3] * n
     assert actor.states == 3
     assert actor.kl == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
