@@ -102,15 +102,27 @@ def agreement(score: NDArray[np.floating], regret: NDArray[np.floating]) -> floa
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well actions are ranked by their regret in states that no demonstration has shown; 0.5 is chance."""
+    """How well actions are ranked by their regret in states that no demonstration has shown; 0.5 is chance.
+
+    A judge sees consequences only. Bumping into a wall (regret 1) and picking up nobody (regret 10) both change
+    nothing, so that no judge can agree entirely; and it has learned to tell the best action from the others, not these
+    from each other. A rule that only dislikes what changes nothing stands beside it, as the bar.
+    """
 
     states: int
-    judge: float
-    no_change_is_bad: float
-    """Of a rule that only dislikes what changes nothing."""
-    top_without_regret: float
-    """How often the judge's favourite is as good as any."""
-    chance_without_regret: float
+    pairs: float
+    """Agreement of the judge over all pairs of actions of different regret."""
+    best: float
+    """Over pairs of an action without regret and one with some."""
+    rule_pairs: float
+    """The same of the rule."""
+    rule_best: float
+    favourite: float
+    """How often the judge's favourite has no regret; of equal favourites the first."""
+    rule_favourite: float
+    """Of any of the actions that change something."""
+    chance: float
+    """Of any action."""
 
 
 def rank(learner: Reflection, demos: Demos, q: NDArray[np.float64], seed: int = 0) -> Ranking:
@@ -137,12 +149,16 @@ def rank(learner: Reflection, demos: Demos, q: NDArray[np.float64], seed: int = 
         still.append((branches.future[:, :, 0] == branches.frame[:, None]).all(2))
     score, regret, nothing = np.concatenate(scores), np.concatenate(regrets), np.concatenate(still)
     best = regret < 1e-6
+    rule = -nothing.astype(float)
     return Ranking(
         states=len(score),
-        judge=agreement(score, regret),
-        no_change_is_bad=agreement(-nothing.astype(float), regret),
-        top_without_regret=float(best[np.arange(len(score)), score.argmax(1)].mean()),
-        chance_without_regret=float(best.mean()),
+        pairs=agreement(score, regret),
+        best=agreement(score, (~best).astype(float)),
+        rule_pairs=agreement(rule, regret),
+        rule_best=agreement(rule, (~best).astype(float)),
+        favourite=float(best[np.arange(len(score)), score.argmax(1)].mean()),
+        rule_favourite=float(((best & ~nothing).sum(1) / (~nothing).sum(1)).mean()),
+        chance=float(best.mean()),
     )
 
 
@@ -180,7 +196,8 @@ def main(episodes: int = 16, seed: int = 0) -> None:
             f"{cost.updates} updates, {cost.env_steps + looked} steps of its own"
         )
         if isinstance(fitted, Reflection):
-            print(rank(fitted, demos, q, seed))
+            for what, value in vars(rank(fitted, demos, q, seed)).items():
+                print(f"  {what:15} {value:.3f}" if isinstance(value, float) else f"  {what:15} {value}")
 
 
 if __name__ == "__main__":

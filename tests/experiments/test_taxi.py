@@ -60,7 +60,7 @@ def test_the_expert_delivers_and_states_come_apart(q: np.ndarray) -> None:
 
 @pytest.mark.slow
 def test_the_judge_ranks_actions_by_their_true_regret_in_states_that_it_has_not_seen(q: np.ndarray) -> None:
-    """Chance is 0.5 for a pair of actions, and about 0.24 for the favourite to be without regret."""
+    """Chance is 0.5 for a pair of actions. That a simple rule ranks pairs as well is printed by the script."""
     demos = demonstrate(make_taxi, best_actions(q), 16, seed=1, horizon=HORIZON, mode="deepcopy")
     env = make_vec_env(demos, 4)
     kwargs = {"features_extractor_kwargs": {"memory": 0, "width": 64}}
@@ -70,5 +70,6 @@ def test_the_judge_ranks_actions_by_their_true_regret_in_states_that_it_has_not_
     learner.fit_judges(branch(demos))
     ranking = rank(learner, demos, q)
     assert ranking.states > 200
-    assert ranking.judge > 0.65
-    assert ranking.top_without_regret > 0.5 > 1.5 * ranking.chance_without_regret
+    assert ranking.pairs > 0.6
+    assert ranking.best > 0.7
+    assert ranking.favourite > 2 * ranking.chance
