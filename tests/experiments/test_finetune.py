@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from headstart.envs import storage
 from headstart.envs.banks import bank
@@ -205,6 +206,25 @@ def test_distance_worked_by_hand() -> None:
         assert actor({"frames": np.zeros(n)}, np.random.default_rng(0)).tolist() == [3] * n
     assert actor.states == 3
     assert actor.kl == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+
+
+def test_tensorboard_shows_one_curve_without_a_zigzag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was logged after the checkpoint is forgotten, and then logged again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "CHECKPOINT_EVERY", 3)
+        killing(patch, 6)
+        with pytest.raises(Killed):
+            tune(tmp_path)
+    tune(tmp_path)
+    assert len(list(tmp_path.glob("events.out.tfevents.*.rl"))) == 2
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
+    events.Reload()
+    rows = read_rows(tmp_path / "rl.csv", kind="metrics")
+    for tag in ("eval/success_rate", "train/loss", "rollout/ep_len_mean"):
+        shown, said = events.Scalars(tag), [row for row in rows if row["tag"] == tag]
+        assert [event.step for event in shown] == [int(row["step"]) for row in said], tag
+        assert [event.value for event in shown] == pytest.approx([float(row["value"]) for row in said]), tag
+        assert len(shown) > 3
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
