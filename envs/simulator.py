@@ -93,6 +93,11 @@ class GridStates:
     def n_actions(self) -> int:
         return engine.n_actions(self.rows)
 
+    @property
+    def random(self) -> bool:
+        """Whether what a step leads to is a matter of luck: others move too."""
+        return len(self.rows) > 0 and bool(self.rows[0, engine.RULE] == engine.OBSTACLES)
+
     @classmethod
     def of(cls, levels: Levels) -> "GridStates":
         """Levels at the start of their episodes."""
@@ -175,6 +180,14 @@ class Simulator:
             "actions": self._actions.copy(),
             "mission": self._mission.copy(),
         }
+
+    def luck(self, seed: int) -> Self | None:
+        """The same episodes with other luck from here on; None where nothing is known to depend on luck."""
+        if not isinstance(self.states, GridStates) or not self.states.random:
+            return None
+        other = self.fork()
+        engine.reseed(other.states.rows, seed)
+        return other
 
     def frame(self) -> NDArray[np.uint8]:
         """What each agent sees now, (N, F)."""

@@ -3,6 +3,7 @@
 Legend: E episodes, N states, A actions, H steps of a future, T = history + 1 frames, F bytes of a frame.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -140,6 +141,14 @@ class Branches:
         parts = ("expert_action", "action", "future", "revisit", "ended")
         obs = {name: value[index] for name, value in self.obs.items()}
         return replace(self, obs=obs, **{name: getattr(self, name)[index] for name in parts})
+
+    @classmethod
+    def join(cls, parts: "Sequence[Branches]") -> "Branches":
+        """The states of all parts, in order; what they have cost is added up."""
+        names = ("expert_action", "action", "future", "revisit", "ended")
+        obs = {name: np.concatenate([part.obs[name] for part in parts]) for name in parts[0].obs}
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return replace(parts[0], obs=obs, env_steps=sum(part.env_steps for part in parts), **arrays)
 
     @property
     def frame(self) -> NDArray[np.uint8]:

@@ -30,7 +30,6 @@ REFLECT = ReflectionConfig(
     levels=16,
     level_steps=60,
     states=300,
-    updates=200,
     round_updates=300,
 )
 

@@ -56,8 +56,8 @@ class Run:
 
     env: Annotated[Positional[str], arg(metavar="ENV")]
     """Name of the environment, as `headstart list` shows it."""
-    arms: Annotated[tuple[str, ...], arg(metavar="[ARM ...]", help_behavior_hint="(default: all)")] = ()
-    """Arms of the experiment to run."""
+    arms: Annotated[tuple[str, ...], arg(metavar="[ARM ...]", help_behavior_hint="(default: the main ones)")] = ()
+    """Arms of the experiment to run, or all."""
     seed: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (0,)
     """Seeds to run, each with demonstrations of its own."""
     demos: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: what the experiment says)")] = None
@@ -125,13 +125,17 @@ class Run:
     def _changed(self, experiment: "Experiment") -> "Experiment":
         """A copy of the experiment with what the flags change."""
         for name in self.arms:
-            if name not in experiment.arms:
+            if name not in experiment.arms and name != "all":
                 raise UsageError(
                     f"--arms: {experiment.name} has no arm {name!r}.{_meant(name, experiment.arms)} "
-                    f"Its arms are {', '.join(experiment.arms)}."
+                    f"Its arms are {', '.join(experiment.arms)}, or all."
                 )
         # in the experiment's order, so that the order of the flags changes nothing
-        arms = {name: arm for name, arm in experiment.arms.items() if name in self.arms or not self.arms}
+        arms = {
+            name: arm
+            for name, arm in experiment.arms.items()
+            if name in self.arms or "all" in self.arms or (arm.main and not self.arms)
+        }
         if self.no_rl:
             arms = {name: dataclasses.replace(arm, rl=False) for name, arm in arms.items()}
         rl = experiment.rl if self.rl_steps is None else dataclasses.replace(experiment.rl, steps=self.rl_steps)

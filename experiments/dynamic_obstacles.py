@@ -4,13 +4,14 @@ python experiments/dynamic_obstacles.py          is the same as          headsta
 """
 
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.experiments.arms import arms_around
+from headstart.experiments.pipeline import RL, Experiment
 from headstart.learners import BCConfig
 
 # bc is the best of results/dynamic_obstacles/tuning.csv; budget.csv beside it is why there are so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["dynamic_obstacles"],
-    main_arms(BCConfig(updates=1500, learning_rate=1e-3, weight_decay=0.01, hidden_past=0.0), memory=4),
+    arms_around(BCConfig(updates=1500, learning_rate=1e-3, weight_decay=0.01, hidden_past=0.0), memory=4),
     RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
 )
 

@@ -4,13 +4,14 @@ python experiments/memory.py          is the same as          headstart run memo
 """
 
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.experiments.arms import arms_around
+from headstart.experiments.pipeline import RL, Experiment
 from headstart.learners import BCConfig
 
 # bc is the best of results/memory/tuning.csv; budget.csv beside it is why there are so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["memory"],
-    main_arms(
+    arms_around(
         BCConfig(updates=4000, learning_rate=3e-3, weight_decay=0.1, hidden_past=0.0, hidden_actions=0.5), memory=24
     ),
     RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),

@@ -6,6 +6,7 @@ seed; its artefact carries a key made of these, and the same command again skips
     runs/door_key/demos/seed0/demos.npz
     runs/door_key/<arm>/seed0/   config.json        everything that was decided, before anything ran
                                  versions.json      packages, commit, command (volatile)
+                                 timing.json        seconds that the fit has taken (volatile)
                                  warm_start.*       weights (safetensors) and what the fit has cost (JSON)
                                  metrics.csv        losses of the fit
                                  evaluation.json    success on test levels, out of distribution, with untrue missions
@@ -22,6 +23,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,25 +41,15 @@ from headstart.envs.instructions import ALTERATIONS, has_instructions
 from headstart.envs.registry import Environment
 from headstart.envs.simulator import GridStates
 from headstart.envs.transitions import Demos
+from headstart.experiments.arms import Arm
 from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy
 from headstart.experiments.runlog import RunLog, flat, write_rows
-from headstart.learners import LEARNERS, PPO, BCConfig, IWMConfig, ReflectionConfig
+from headstart.learners import LEARNERS, PPO, BCConfig
 
 SCHEMA = 1
-LearnerConfig = BCConfig | IWMConfig | ReflectionConfig
 
 
 # ---- what an experiment is ----
-@dataclass(frozen=True)
-class Arm:
-    learner: LearnerConfig | None
-    """How the policy is warm-started; None starts from scratch."""
-    memory: int
-    """Earlier frames and actions that its policy looks at."""
-    rl: bool
-    """Whether PPO goes on from there."""
-
-
 @dataclass(frozen=True)
 class Experiment:
     """Everything that one script decides. Nothing edits it; command-line flags make a changed copy."""
@@ -76,8 +68,6 @@ class Experiment:
     expert_success: float
     arms: dict[str, Arm]
     rl: RL
-    branch_horizon: int = 4
-    """Steps of a branch for the world model: each action, then the agent's own."""
     train_levels: int = 8192
     validation_levels: int = 300
     """Levels on which curves are drawn; test levels are played once, after the fit."""
@@ -98,21 +88,6 @@ class Experiment:
             arms=arms,
             rl=rl,
         )
-
-
-def main_arms(bc: BCConfig, memory: int) -> dict[str, Arm]:
-    """The arms of the main job, all with the tuned settings of bc and its memory.
-
-    ``reflect`` has its defaults everywhere, ``bc_long`` is bc with as many updates as ``reflect``, iwm ends with bc.
-    """
-    reflect = ReflectionConfig(bc=bc)
-    return {
-        "scratch": Arm(None, memory, rl=True),
-        "bc": Arm(bc, memory, rl=True),
-        "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), memory, rl=False),
-        "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
-        "reflect": Arm(reflect, memory, rl=True),
-    }
 
 
 # ---- what the stages of one arm share ----
@@ -167,7 +142,7 @@ def run_arm(run: Run) -> dict[str, Any]:
             seed=run.seed,
             device=run.device,
         )
-        cost = {"updates": 0, "env_steps": 0, "expert_steps": 0}
+        cost = {"updates": 0, "env_steps": 0, "expert_steps": 0, "expert_queries": 0}
         if arm.learner is not None:
             cost = warm_start(run, model)
         scores = evaluate_policy(run, model, "evaluation.json")
@@ -232,6 +207,7 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
             raise DataError(f"{weights}: was fitted to other demonstrations than {run.demos_path}. Use --fresh.")
         load_policy(model, weights)
         return cost
+    started = time.monotonic()
     log = RunLog(run.directory, "warm_start")
     total = learner_config.total_updates
 
@@ -239,16 +215,22 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
         log(update, {name if name.startswith("reflect/") else f"pretrain/{name}": v for name, v in metrics.items()})
         run.progress(update / total * seconds(run.experiment, run.arm)[0] / sum(seconds(run.experiment, run.arm)))
 
-    horizon = run.experiment.branch_horizon if isinstance(learner_config, IWMConfig) else 1  # a judge reads one step
-    branches = branch(demos, horizon=horizon, rng=np.random.default_rng([run.seed, 0xB2]))
+    horizon = learner_config.horizon
+    branches = branch(demos, horizon=horizon, rng=np.random.default_rng([run.seed, 0xB2])) if horizon else None
     learner = LEARNERS[type(learner_config)](model.policy, learner_config, seed=run.seed, log=report)  # type: ignore[arg-type]
     fitted = learner.fit(demos, branches, model.env)  # type: ignore[arg-type]
-    looked = branches.env_steps if not isinstance(learner_config, BCConfig) else 0
-    cost = {"updates": fitted.updates, "env_steps": fitted.env_steps + looked, "expert_steps": len(demos)}
+    cost = {
+        "updates": fitted.updates,
+        "env_steps": fitted.env_steps + (branches.env_steps if branches else 0),
+        "expert_steps": len(demos),
+        "expert_queries": int(fitted.metrics.get("dagger/queries", 0)),
+    }
     log.close()
     write_rows(run.directory / "metrics.csv", log.rows, kind="metrics")
     save_policy(model, weights)
     storage.save_json(cost_path, {**cost, "demos": key}, kind="fit", schema=SCHEMA)
+    seconds_taken = {"warm_start": round(time.monotonic() - started, 1)}  # branches and practice included
+    storage.save_json(run.directory / "timing.json", seconds_taken, kind="timing", schema=SCHEMA)
     return cost
 
 
@@ -360,14 +342,14 @@ def _versions(run: Run) -> dict[str, Any]:
 
 
 # Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
-_SECONDS_PER_UPDATE = {BCConfig: 0.014, IWMConfig: 0.012, ReflectionConfig: 0.012}  # with a memory of four frames
+_SECONDS_PER_UPDATE = 0.02  # with a memory of four frames; of bc half as many
 _RL_STEPS_PER_SECOND = 2500
 
 
 def seconds(experiment: Experiment, name: str) -> tuple[float, float]:
     """Estimated seconds of an arm's fit and test, and of its PPO."""
     arm = experiment.arms[name]
-    per_update = _SECONDS_PER_UPDATE.get(type(arm.learner), 0.0)  # type: ignore[arg-type]
+    per_update = _SECONDS_PER_UPDATE / (2 if isinstance(arm.learner, BCConfig) else 1)
     fit = per_update * arm.learner.total_updates if arm.learner else 0.0
     return fit + 3.0, experiment.rl.steps / _RL_STEPS_PER_SECOND if arm.rl else 0.0
 

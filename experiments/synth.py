@@ -4,13 +4,14 @@ python experiments/synth.py          is the same as          headstart run synth
 """
 
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.experiments.pipeline import RL, Experiment, main_arms
+from headstart.experiments.arms import arms_around
+from headstart.experiments.pipeline import RL, Experiment
 from headstart.learners import BCConfig
 
 # bc is the best of results/synth/tuning.csv; budget.csv beside it is why there are so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["synth"],
-    main_arms(BCConfig(updates=1500, learning_rate=1e-3, weight_decay=0.1, hidden_past=0.0), memory=4),
+    arms_around(BCConfig(updates=1500, learning_rate=1e-3, weight_decay=0.1, hidden_past=0.0), memory=4),
     RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
 )
 

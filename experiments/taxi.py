@@ -37,7 +37,6 @@ REFLECT = ReflectionConfig(
     levels=64,
     level_steps=30,
     states=400,
-    updates=300,
     round_updates=600,
 )
 
@@ -144,7 +143,7 @@ def rank(learner: Reflection, demos: Demos, q: NDArray[np.float64], seed: int = 
         states = states.fork(first[~np.isin(place[first], known)])
         branches: Branches = branch(states)
         value = q[number(states.frame())]
-        scores.append(learner.label(branches, states))
+        scores.append(learner.judgement(branches))
         regrets.append(value.max(1, keepdims=True) - value)
         still.append((branches.future[:, :, 0] == branches.frame[:, None]).all(2))
     score, regret, nothing = np.concatenate(scores), np.concatenate(regrets), np.concatenate(still)

@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 from headstart.envs import bank, collect_demos, evaluate, make_vec_env
 from headstart.envs.transitions import Demos
+from headstart.experiments.arms import Arm
 from headstart.experiments.budgets import BAND
 from headstart.experiments.doctor import available_cores
 from headstart.experiments.evidence import scaled
-from headstart.experiments.pipeline import Arm, Experiment
+from headstart.experiments.pipeline import Experiment
 from headstart.experiments.runlog import flat, write_rows
 from headstart.learners import BC, PPO, BCConfig
 

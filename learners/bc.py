@@ -56,6 +56,9 @@ class BCConfig:
     held_out: float = 0.0
     """Share of the demonstrations that are held out to stop early, at least one; 0 learns from all to the end."""
 
+    horizon = 0
+    """Steps of the branches that a fit wants: none."""
+
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes."""

@@ -1,20 +1,17 @@
 """Controls of reflection: the same states, updates and schedule, and somebody else in the judge's place.
 
-    L = -log pi(a_i | s_i)  -  w sum_a q(a | s) log pi(a | s)      as in reflection.py, with another q at own states
+    L = -log pi(a_i | h_i)  -  w' sum_a q(a | h) log pi(a | h)      as in reflection.py, with another q
 
-    SelfLabel     q = pi(a | s) before each fit: what are own states and updates alone worth?
-    RandomJudge   q = softmax of a judge that has learned nothing: is any consistent preference among futures enough?
-    Noop          q = pi(a | s) without the actions that change nothing: is it only that waste is avoided?
+    SelfLabel     q = pi_0, what imitation alone would do: what are own states and updates worth without a judge?
+    RandomJudge   q = as in reflection, of a judge that has learned nothing: is any preference among futures enough?
+    Noop          q = pi_0 without the actions that change nothing: is it only that waste is avoided?
     Dagger        q = the expert's own action: what would be reached if the expert were asked (arXiv 1011.0686)?
 
 Dagger is no rival but an upper reference: it pays for every answer. It asks in the states that reflection would judge,
 in its own episodes. Where the expert has no answer, a state is left out and counted.
 
-In the demonstrated states, which reflection labels too, q is what the expert did there, smoothed as everywhere: a
-trained judge says nothing else, and a control that contradicted the demonstrations would be a straw man.
-
-Whatever is not said here is inherited: how states are reached, how many, and how the policy is fitted to them. No judge
-is trained, so a fit makes fewer updates in all than reflection's, and as many of the policy.
+Whatever is not said here is inherited: imitation first, how states are reached, how many, and how the policy is fitted
+to them. No judge is trained, so a fit makes fewer updates in all than reflection's, and as many of the policy.
 """
 
 from dataclasses import dataclass, field, replace
@@ -57,11 +54,11 @@ class ControlConfig:
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes: the policy's."""
-        return self.reflect.updates + self.reflect.rounds * self.reflect.round_updates
+        return self.reflect.bc.total_updates + self.reflect.rounds * self.reflect.round_updates
 
 
 class Control(Reflection):
-    """Reflection without its first stage; subclasses have an ``opinion`` instead of a judge."""
+    """Reflection without its judges; subclasses label in another way."""
 
     name: str
 
@@ -70,25 +67,14 @@ class Control(Reflection):
     ):
         super().__init__(policy, (config or ControlConfig()).reflect, seed=seed, log=log)
 
-    def opinion(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """What to do in own states: q (N, A); rows of zeros teach nothing."""
-        raise NotImplementedError
-
-    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """The expert's action where it is known, an opinion elsewhere."""
-        if (branches.expert_action < 0).all():
-            return self.opinion(branches, states)
-        return self.of_expert(branches.expert_action)
-
-    def of_expert(self, action: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Labels (N, A) of the expert's actions (N,), smoothed; zero where there is none (-1)."""
-        n_actions, smoothing = self.policy.n_actions, self.config.bc.label_smoothing
-        label = (1 - smoothing) * np.eye(n_actions)[action] + smoothing / n_actions
-        return np.where(action[:, None] >= 0, label, 0.0).astype(np.float32)
-
     def fit_judges(self, branches: Branches) -> dict[str, float]:
         """Nobody learns to judge."""
         return {}
+
+    def imitation(self, branches: Branches) -> NDArray[np.float64]:
+        """pi_0 (N, A)."""
+        assert self.imitator is not None, "imitation comes first"
+        return self.imitator.probabilities(branches.obs)
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         fitted = super().fit(demos, branches, practise)
@@ -105,18 +91,8 @@ class SelfLabelConfig(ControlConfig):
 class SelfLabel(Control):
     name = "self_label"
 
-    def opinion(self, branches: Branches, states: Simulator | None) -> NDArray[np.float32]:
-        """What the policy would do now; before it has learned anything, nothing."""
-        p = self.policy.probabilities(branches.obs) * (self.updates > 0)
-        return p.astype(np.float32)
-
-    def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
-        """As in reflection, after all states so far have been looked at anew."""
-        anew = [
-            self.opinion(branches, None) if (branches.expert_action < 0).all() else label
-            for branches, label in zip(own, labels, strict=True)
-        ]
-        return super().fit_policy(demos, own, anew, updates)
+    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        return self.imitation(branches).astype(np.float32)
 
 
 # ---- a judge that knows nothing ----
@@ -143,13 +119,12 @@ class RandomJudge(Control):
             judge.eval()
         return {}
 
-    def opinion(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """Softmax of the judges' scores, on a scale that is set once, on the states that are labelled first."""
-        score = np.log(Reflection.label(self, branches, states))
-        score -= score.mean(1, keepdims=True)
+    def judgement(self, branches: Branches) -> NDArray[np.float32]:
+        """The judges' scores, on a scale that is set once, on the states that are judged first."""
+        score = super().judgement(branches)
+        score = score - score.mean(1, keepdims=True)
         self.scale = self.scale or self.spread / max(float(score.std()), 1e-6)
-        p = np.exp(self.scale * (score - score.max(1, keepdims=True)))
-        return p / p.sum(1, keepdims=True)
+        return self.scale * score
 
 
 # ---- everything but waste ----
@@ -158,19 +133,14 @@ class NoopConfig(ControlConfig):
     """Nothing more to decide."""
 
 
-class Noop(SelfLabel):
+class Noop(Control):
     name = "noop"
 
-    def opinion(self, branches: Branches, states: Simulator | None) -> NDArray[np.float32]:
-        """What the policy would do now, if it left out what has no effect; all of it where nothing has any.
-
-        Learning this is the penalty -log of the probability of all actions that have an effect: which of them is
-        left to the policy. (A uniform label would also tell it to forget what it has learned.)
-        """
-        changes = effects(branches.frame, branches.future[:, :, 0], layout=self.policy.layout) != NOTHING
-        changes |= ~changes.any(1, keepdims=True)
-        p = super().opinion(branches, states) * changes
-        return p / np.maximum(p.sum(1, keepdims=True), 1e-12)
+    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """Imitation among the actions that change what is seen; all of it where there is none."""
+        changes = effects(branches.frame, branches.future[:, :, 0]) != NOTHING
+        p = self.imitation(branches) * (changes | ~changes.any(1, keepdims=True))
+        return (p / p.sum(1, keepdims=True)).astype(np.float32)
 
 
 # ---- the expert ----
@@ -188,17 +158,19 @@ class Dagger(Control):
         super().__init__(policy, config, seed=seed, log=log)
         self.queries = self.unanswered = 0
 
-    def opinion(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """The expert's answers."""
+    def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
+        """The expert's action, smoothed as all its labels are; zero where it has no answer."""
         action = advice(states)
         self.queries += len(action)
         self.unanswered += int((action < 0).sum())
-        return self.of_expert(action)
+        n_actions, smoothing = self.policy.n_actions, self.config.bc.label_smoothing
+        label = (1 - smoothing) * np.eye(n_actions)[action] + smoothing / n_actions
+        return np.where(action[:, None] >= 0, label, 0.0).astype(np.float32)
 
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
         """As in reflection, on the states that were answered."""
-        answered = [label.sum(1) > 0 for label in labels]
-        kept = [states.take(np.flatnonzero(where)) for states, where in zip(own, answered, strict=True)]
+        answered = [np.flatnonzero(label.sum(1) > 0) for label in labels]
+        kept = [states.take(where) for states, where in zip(own, answered, strict=True)]
         labels = [label[where] for label, where in zip(labels, answered, strict=True)]
         return super().fit_policy(demos, kept, labels, updates)
 

@@ -40,6 +40,8 @@ class IWMConfig:
     """AdamW's decoupled weight decay."""
     changed_weight: float = 10.0
     """How much more a cell counts when the action has changed it."""
+    horizon: int = 4
+    """Steps of the branches that it learns from: each action, then the agent's own."""
     bc: BCConfig = field(default_factory=BCConfig)
     """The imitation stage that follows."""
 

@@ -26,6 +26,11 @@ class IWMReflectConfig:
     """Everything after it."""
 
     @property
+    def horizon(self) -> int:
+        """Steps of the branches that a fit wants."""
+        return max(self.iwm.horizon, self.reflect.horizon)
+
+    @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, those of the judges included."""
         return self.iwm.updates + self.reflect.total_updates

@@ -49,6 +49,9 @@ class PreferenceConfig:
     bc: BCConfig = field(default_factory=BCConfig)
     """The imitation stage that comes first."""
 
+    horizon = 1
+    """Steps of the branches that a fit wants."""
+
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, imitation included."""

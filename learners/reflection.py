@@ -1,22 +1,27 @@
 """Reflection: judge the futures of one's own actions against the expert's, then learn from that judgement.
 
-    1. Judge.    J(s, s', seen before?, mission) scores a consequence. At expert states it learns to find the expert's
-                 future s_i among those of all own actions s_i^k:
-                     L_J = -log softmax_k J(s_i, s_i^k)[expert's]
+    1. Imitate.  bc.py: the policy that everything starts from, and a first opinion pi_0 of what to do.
+    2. Judge.    J(h, s', signs) scores a consequence: what is known so far, what is seen after an action, and whether
+                 that had been seen before. At expert states it learns to find the expert's future s_i among those of
+                 all own actions s_i^k:
+                     L_J = -log softmax_k J(h_i, s_i^k)[expert's]
                  It sees what an action did, never which button was pressed, so that "nothing changed", "the key is
                  carried now" and "I have been here before" generalise from a few demonstrations.
-    2. Practise. The agent acts by itself, first around the demonstrations, then (its policy by now) on fresh
-                 levels. In every state it reaches it tries all its actions.
-    3. Label.    q(a | s) = softmax_a J(s, s'_a), over futures that were really executed.
-    4. Learn.    L = -log pi(a_i | s_i)  -  w sum_a q(a | s) log pi(a | s)   over expert's and own states.
+    3. Practise. The agent acts by itself, around the demonstrations and on fresh levels, and in the states it
+                 reaches it tries all its actions.
+    4. Label.    q(a | h) = softmax_a (w log J + (1 - w) log pi_0), by futures that were really executed and by
+                 imitation. The two err in different places, and together agree with experts more than either.
+    5. Learn.    L = -log pi(a_i | h_i)  -  w' sum_a q(a | h) log pi(a | h)   over expert's and own states.
                  Then practise again with the better policy.
 
 No reward is used and the expert is not asked again. arXiv 2510.08558 (Eq. 4) lets a language model verbalise the
 contrast between the expert's future and its own; a small policy has no such prior, so here the contrast itself is
-learned. Steps 2 to 4 on fresh levels are ours: DAgger (arXiv 1011.0686) with the judge in the expert's place.
+learned. Steps 3 to 5 on fresh levels are ours: DAgger (arXiv 1011.0686) with the judge in the expert's place.
 """
 
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -31,7 +36,7 @@ from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
 from headstart.envs.simulator import Actor, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.bc import BCConfig, imitation_targets
+from headstart.learners.bc import BC, BCConfig, imitation_targets
 from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.history import hide_past
 from headstart.models.judge import Judge
@@ -51,8 +56,10 @@ class JudgeConfig:
     """On the judges' last hidden layer."""
     updates: int = 1000
     """Gradient updates of each member."""
-    temperature: float = 1.0
-    """Of the judgement that becomes a label."""
+    weight: float = 0.8
+    """Share of the judges in a label, in log space; the rest is what imitation alone would do."""
+    temperature: float = 0.5
+    """Of the label. Judges and imitation are both taught to keep a doubt (label smoothing); one half takes it back."""
     horizon: int = 1
     """Steps to the future that is judged: the action, then what the policy does by itself."""
     sees_end: bool = False
@@ -63,12 +70,12 @@ class JudgeConfig:
 @dataclass(frozen=True)
 class ReflectionConfig:
     bc: BCConfig = field(default_factory=BCConfig)
-    """How policy and judges look at demonstrations: batch size, learning rate, weight decay, label smoothing, mirror,
-    hidden pasts. Its ``updates`` are not used."""
+    """Imitation, with which it begins; and how policy and judges look at demonstrations in all that follows: batch
+    size, learning rate, weight decay, label smoothing, mirror, hidden pasts."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """How the judges are trained and read."""
     walks: int = 1
-    """Random walks from every expert state before the first fit."""
+    """Random walks from every expert state, before the first round."""
     walk_steps: int = 2
     """Steps of each of these walks."""
     rounds: int = 2
@@ -79,12 +86,13 @@ class ReflectionConfig:
     """Longest episode on a fresh level."""
     states: int = 2000
     """States of these episodes in which every action is tried."""
+    draws: int = 8
+    """Where luck decides what an action leads to: how often all actions are tried in a state, each time with other
+    luck. A judge that saw one future of each would learn the luck by heart."""
     where: Literal["random", "uncertain"] = "random"
     """Which states these are: any of those that were reached, or those where the policy is least sure."""
     confidence: float = 0.0
     """Only states in which the judges give their preferred action at least this probability are learned from."""
-    updates: int = 500
-    """Gradient updates of the policy before the first round."""
     round_updates: int = 1500
     """Gradient updates of the policy after each round."""
     own_weight: float = 4.0
@@ -102,7 +110,7 @@ class ReflectionConfig:
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, those of the judges included."""
-        return self.judge.members * self.judge.updates + self.updates + self.rounds * self.round_updates
+        return self.bc.total_updates + self.judge.members * self.judge.updates + self.rounds * self.round_updates
 
 
 class Reflection:
@@ -118,10 +126,13 @@ class Reflection:
         torch.manual_seed(seed)
         judge = self.config.judge
         self.judges = [
-            Judge(policy.new_extractor(), signs=1 + judge.sees_end, dropout=judge.dropout).to(policy.device)
+            Judge(policy.new_extractor(), signs=1 + 2 * policy.layout.grid + judge.sees_end, dropout=judge.dropout).to(
+                policy.device
+            )
             for _ in range(judge.members)
         ]
         self.rationale = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
+        self.imitator: HeadstartPolicy | None = None
         self.updates = self.env_steps = 0
 
     # ---- losses ----
@@ -131,7 +142,7 @@ class Reflection:
         """Find the expert's future: observations (B, ...), futures (B, A, F), signs (B, A, S), actions (B,)."""
         credit = same_future_credit(future, action)  # (B, A)
         score = judge(obs, future, signs)  # (B, A)
-        loss = contrast_loss(score, credit)
+        loss = contrast_loss(score, credit, label_smoothing=self.config.bc.label_smoothing)
         accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
         return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
 
@@ -168,14 +179,35 @@ class Reflection:
         return loss, metrics
 
     def consequences(self, branches: Branches) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """What is judged: futures (N, A, F), and signs (N, A, S): seen before? and, where that is shown, over?"""
+        """What is judged: futures (N, A, F), and signs of them (N, A, S).
+
+        Seen before? In a grid: turned to the left? to the right? (Views alone do not tell where everything moves.) And,
+        where that is shown: over?
+        """
         last = self.config.judge.horizon - 1
-        signs = [branches.revisit, branches.ended[:, :, last]] if self.config.judge.sees_end else [branches.revisit]
-        return branches.future[:, :, last], np.stack(signs, axis=2)
+        future, signs = branches.future[:, :, last], [branches.revisit]
+        if self.policy.layout.grid:
+            turned = (future[:, :, -1].astype(int) - branches.frame[:, None, -1]) % 4
+            signs += [turned == 3, turned == 1]
+        if self.config.judge.sees_end:
+            signs.append(branches.ended[:, :, last])
+        return future, np.stack(signs, axis=2)
+
+    def drawn(self, branches: Branches, states: Simulator | None) -> Iterator[Branches]:
+        """The branches of the states; where luck decides, also ``config.draws`` - 1 times more with other luck."""
+        yield branches
+        for draw in range(1, self.config.draws):
+            luck = int(np.random.default_rng([self.seed, self.env_steps, draw]).integers(2**63))
+            again = None if states is None else states.luck(luck)
+            if again is None:
+                return
+            tried = collect.branch(again, horizon=self.config.horizon)
+            self.env_steps += tried.env_steps
+            yield replace(tried, expert_action=branches.expert_action)
 
     # ---- stages ----
     def fit_judges(self, branches: Branches) -> dict[str, float]:
-        """Stage 1, on branches at expert states. Members differ in their first weights and in what they see when."""
+        """Stage 2, on branches at expert states. Members differ in their first weights and in what they see when."""
         c, bc, device = self.config.judge, self.config.bc, self.policy.device
         generator = torch.Generator().manual_seed(self.seed)
         seen = [branches, mirror_branches(branches)] if bc.mirror and self.policy.layout.grid else [branches]
@@ -204,24 +236,34 @@ class Reflection:
             judge.eval()
         return metrics
 
-    @torch.no_grad()
     def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """Stage 3: preference (N, A) among the executed futures, the geometric mean of the judges'.
+        """Stage 4: what to do (N, A), by judgement and by imitation.
 
-        ``states`` (N) are those that have been branched; a judge of futures needs them no more.
+        ``states`` (N) are those that have been branched, so that they can be branched with other luck.
         """
-        device, labels = self.policy.device, []
+        c = self.config.judge
+        assert self.imitator is not None, "imitation comes first"
+        imitated = np.log(np.maximum(self.imitator.probabilities(branches.obs), 1e-9))
+        judged = np.mean([self.judgement(drawn) for drawn in self.drawn(branches, states)], axis=0)
+        score = (c.weight * judged + (1 - c.weight) * imitated) / c.temperature
+        p = np.exp(score - score.max(1, keepdims=True))
+        return (p / p.sum(1, keepdims=True)).astype(np.float32)
+
+    @torch.no_grad()
+    def judgement(self, branches: Branches) -> NDArray[np.float32]:
+        """Log preference (N, A) among the executed futures, the mean of the judges'."""
+        device, judged = self.policy.device, []
         futures, all_signs = self.consequences(branches)
         for i in range(0, len(branches), 512):
             part = slice(i, i + 512)
             obs = as_tensors({name: value[part] for name, value in branches.obs.items()}, device)
             future, signs = (torch.as_tensor(x[part], device=device) for x in (futures, all_signs))
             log_p = torch.stack([torch.log_softmax(judge(obs, future, signs), dim=1) for judge in self.judges])
-            labels.append(torch.softmax(log_p.mean(0) / self.config.judge.temperature, dim=1))
-        return torch.cat(labels).cpu().numpy()
+            judged.append(log_p.mean(0))
+        return torch.cat(judged).cpu().numpy()
 
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
-        """Stage 4, on the demonstrations and all own states so far."""
+        """Stage 5, on the demonstrations and all own states so far."""
         bc, policy = self.config.bc, self.policy
         generator = torch.Generator().manual_seed(self.seed + self.updates)
         expert_obs, target, weight = imitation_targets(policy, demos, bc.mirror)
@@ -285,13 +327,15 @@ class Reflection:
                 f"{branches.action.shape[2]}. Pass branch(demos, horizon={self.config.horizon})."
             )
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
-        judged = self.fit_judges(branches)
-
-        expert_states = collect.replay(demos)
-        own, labels = [branches], [self.label(branches, expert_states)]
+        metrics = BC(self.policy, c.bc, seed=self.seed, log=self.log).fit(demos).metrics
+        self.updates = c.bc.total_updates
+        self.imitator = copy.deepcopy(self.policy)
+        metrics |= self.fit_judges(Branches.join([*self.drawn(branches, collect.replay(demos))]))
+        own: list[Branches] = []
+        labels: list[NDArray] = []
 
         def practise_from(start: Simulator, actor: Actor, steps: int) -> None:
-            """Stages 2 and 3: act, try every action in some of the states that were reached, judge the futures."""
+            """Stages 3 and 4: act, try every action in some of the states that were reached, label them."""
             states, walked = collect.practise(start, actor, steps=steps, rng=rng)
             states = states.fork(self._choose(states, rng))
             tried = collect.branch(states, horizon=c.horizon, actor=self.policy.actor(), rng=rng)
@@ -302,16 +346,17 @@ class Reflection:
             self.env_steps += walked + tried.env_steps
 
         if c.walks:
-            around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
+            around = collect.replay(demos).fork(np.repeat(np.arange(len(demos)), c.walks))
             wander = uniform_actor(around.n_actions)
-            self.env_steps += around.step(wander(around.observe(), rng))  # away from there
+            self.env_steps += around.step(wander(around.observe(), rng))  # away from the expert
             practise_from(around, wander, c.walk_steps - 1)
-        metrics = self.fit_policy(demos, own, labels, c.updates)
         for _ in range(c.rounds):
             practise_from(practise.fresh(c.levels, rng), self.policy.actor(), c.level_steps)
-            metrics = self.fit_policy(demos, own, labels, c.round_updates)
+            if not any(map(len, own)):
+                raise UsageError(f"confidence={c.confidence}: labels are so sure in no state. Lower it.")
+            metrics |= self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
-        return Fitted(self.updates, self.env_steps, {**judged, **metrics})
+        return Fitted(self.updates, self.env_steps, metrics)
 
     def _choose(self, states: Simulator, rng: np.random.Generator) -> NDArray[np.int64]:
         """Where to try all actions, at most ``config.states`` of the states."""

@@ -47,6 +47,9 @@ class StarConfig:
     rationale_weight: float = 1.0
     """Weight of the rationale beside the action."""
 
+    horizon = 0
+    """Steps of the branches that a fit wants: none."""
+
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, imitation included."""

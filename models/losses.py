@@ -30,14 +30,17 @@ def same_future_credit(future: Tensor, action: Tensor) -> Tensor:
     return (future == expert).all(-1)
 
 
-def contrast_loss(score: Tensor, credit: Tensor) -> Tensor:
+def contrast_loss(score: Tensor, credit: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Negative log of the probability that softmax(score) gives to the credited futures.
 
     ``score`` (B, A) rates each future, ``credit`` (B, A) marks those that equal the expert's. This is the
     contrast of arXiv 2510.08558, section 4.3 (own futures beside the expert's), learned instead of verbalised.
+    ``label_smoothing`` is the weight of a uniform target beside it: a judge that has seen few demonstrations can tell
+    every future by heart, and would be certain of what it knows nothing of.
     """
     log_p = F.log_softmax(score, dim=-1)
-    return -torch.logsumexp(log_p.masked_fill(~credit, -torch.inf), dim=-1).mean()
+    right = torch.logsumexp(log_p.masked_fill(~credit, -torch.inf), dim=-1)
+    return -((1 - label_smoothing) * right + label_smoothing * log_p.mean(-1)).mean()
 
 
 def view_loss(logits: tuple[Tensor, ...], target: tuple[Tensor, ...], changed: Tensor, changed_weight: float) -> Tensor:

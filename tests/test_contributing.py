@@ -9,8 +9,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from headstart.experiments.arms import Arm
 from headstart.experiments.finetune import RL
-from headstart.experiments.pipeline import Arm, Experiment, Run, run_arm
+from headstart.experiments.pipeline import Experiment, Run, run_arm
 from headstart.experiments.runlog import read_rows
 from headstart.learners import LEARNERS
 

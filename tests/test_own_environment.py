@@ -36,7 +36,6 @@ SMALL = ReflectionConfig(
     levels=8,
     level_steps=10,
     states=60,
-    updates=100,
     round_updates=300,
 )
 
@@ -149,9 +148,7 @@ def test_no_reward_is_read_before_ppo_starts() -> None:
     kwargs = {"features_extractor_kwargs": {"memory": 1, "width": 16}}
     model = PPO(HeadstartPolicy, vec_env, seed=0, n_steps=4, batch_size=8, policy_kwargs=kwargs)
     judge = JudgeConfig(members=1, updates=3)
-    reflect = ReflectionConfig(
-        bc=tiny, judge=judge, rounds=1, levels=3, level_steps=4, states=10, updates=3, round_updates=3
-    )
+    reflect = ReflectionConfig(bc=tiny, judge=judge, rounds=1, levels=3, level_steps=4, states=10, round_updates=3)
     for learner, config in ((BC, tiny), (IWM, IWMConfig(updates=3, bc=tiny)), (Reflection, reflect)):
         learner(model.policy, config).fit(demos, branch(demos, horizon=2), vec_env)  # type: ignore[arg-type, operator]
     with pytest.raises(EnvironmentFailed, match="reading the reward failed"):

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.learners import JudgeConfig, ReflectionConfig
+from headstart.learners import BCConfig, JudgeConfig, ReflectionConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 SMALL = ReflectionConfig(
+    bc=BCConfig(updates=5),
     judge=JudgeConfig(updates=5),
     walks=1,
     walk_steps=2,
     rounds=1,
     levels=4,
     level_steps=8,
-    updates=5,
     round_updates=5,
 )
 CUT_DOWN = {

@@ -1,13 +1,14 @@
 """Episodes with memory: against a naive agent that keeps lists, forks that live alone, ended episodes that stay."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from headstart.envs import engine, missions
-from headstart.envs.banks import import_seeds
+from headstart.envs.banks import bank, import_seeds
 from headstart.envs.simulator import GridStates, Obs, Simulator, push, uniform_actor
 
 EMPTY = "MiniGrid-Empty-5x5-v0"
@@ -305,3 +306,26 @@ def test_seed_and_actions_lead_to_the_same_state_again(env_id: str) -> None:
             again.step(np.array([action]))
         assert len(taken) == episodes.t[i]
         assert again.state_hash() == episodes.state_hash()[i]
+
+
+def test_luck_changes_what_others_do_and_nothing_else(tmp_path: Path) -> None:
+    """The same states, with other futures, and each luck always the same; where nothing is random there is none."""
+    levels = bank("MiniGrid-Dynamic-Obstacles-8x8-v0", "train", 16, cache=tmp_path)
+    episodes = Simulator(GridStates.of(levels), history=2, horizon=20)
+    episodes.step(np.zeros(16, np.int64))
+    before = episodes.state_hash()
+
+    def future(luck: int | None) -> np.ndarray:
+        other = episodes.fork() if luck is None else episodes.luck(luck)
+        assert other is not None
+        for name, value in episodes.observe().items():
+            np.testing.assert_equal(other.observe()[name], value)
+        other.step(np.ones(16, np.int64))
+        return other.frame()
+
+    np.testing.assert_equal(future(5), future(5))
+    assert (future(5) != future(6)).any(1).mean() > 0.5
+    assert (future(5) != future(None)).any(1).mean() > 0.5
+    np.testing.assert_equal(episodes.state_hash(), before)
+    still = bank("MiniGrid-DoorKey-5x5-v0", "train", 4, cache=tmp_path)
+    assert Simulator(GridStates.of(still), history=2, horizon=20).luck(5) is None

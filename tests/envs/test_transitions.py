@@ -178,3 +178,15 @@ def test_some_of_the_demonstrations(tmp_path: Path) -> None:
     replay(part)
     with pytest.raises(DataError, match="empty"):
         demos.take(np.array([], np.int64))
+
+
+def test_branches_are_joined_and_taken() -> None:
+    one, two = branches(), dataclasses.replace(branches(), env_steps=5)
+    whole = Branches.join([one, two])
+    assert len(whole) == 2 * len(one)
+    assert whole.env_steps == one.env_steps + 5
+    for part, at in ((one, np.arange(len(one))), (two, np.arange(len(one), len(whole)))):
+        taken = whole.take(at)
+        for name in ("expert_action", "action", "future", "revisit", "ended"):
+            np.testing.assert_equal(getattr(taken, name), getattr(part, name))
+        np.testing.assert_equal(taken.obs, part.obs)

@@ -27,7 +27,11 @@ from headstart.envs import storage
 from headstart.envs.errors import Busy, DataError, Diverged, EnvironmentFailed, HeadstartError
 from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES
 from headstart.experiments import check, cli, doctor, door_key, pipeline, pool, study
+from headstart.experiments.arms import arms_around
 
+MAIN = dataclasses.replace(
+    door_key.EXPERIMENT, arms={name: arm for name, arm in door_key.EXPERIMENT.arms.items() if arm.main}
+)
 HEADSTART = Path(sys.executable).parent / "headstart"
 EXPERIMENTS = Path(cli.__file__).parent
 
@@ -160,10 +164,10 @@ def test_every_environment_has_its_script(name: str):
     experiment = importlib.import_module(f"headstart.experiments.{name}").EXPERIMENT
     assert isinstance(experiment, pipeline.Experiment)
     assert experiment == pipeline.Experiment.of(ENVIRONMENTS[name], experiment.arms, experiment.rl)
-    assert list(experiment.arms) == ["scratch", "bc", "bc_long", "iwm", "reflect"]
+    assert [name for name, arm in experiment.arms.items() if arm.main] == ["scratch", "bc", "bc_long", "iwm", "reflect"]
     assert all(0 <= arm.memory <= experiment.history for arm in experiment.arms.values())
     bc = experiment.arms["bc"]
-    assert experiment.arms == pipeline.main_arms(bc.learner, bc.memory)
+    assert experiment.arms == arms_around(bc.learner, bc.memory)
     source = (EXPERIMENTS / f"{name}.py").read_text()
     assert source.splitlines()[0].startswith('"""')
     assert f"python experiments/{name}.py " in source
@@ -193,7 +197,7 @@ def test_run_prints_plan_then_table_then_paths_then_tensorboard(here: Path, aske
     assert lines[-1].endswith("tensorboard --logdir runs/door_key")
     assert asked == [
         {
-            "experiment": door_key.EXPERIMENT,
+            "experiment": MAIN,
             "seeds": (0, 1),
             "out": Path("runs"),
             "device": "cuda" if pipeline.torch.cuda.is_available() else "cpu",
@@ -215,17 +219,26 @@ def test_flags_change_a_copy(here: Path, asked: list):
     assert json.dumps(dataclasses.asdict(door_key.EXPERIMENT)) == before
 
 
+def test_controls_run_when_they_are_named(here: Path, asked: list):
+    assert cli.main(["run", "door_key", "--arms", "noop", "bc"]) == 0
+    assert cli.main(["run", "door_key", "--arms", "all"]) == 0
+    named, everything = (call["experiment"].arms for call in asked)
+    assert list(named) == ["bc", "noop"]
+    assert everything == door_key.EXPERIMENT.arms
+    assert {"dagger", "self_label", "random_judge", "reflect_matched"} <= everything.keys()
+
+
 def test_no_rl(here: Path, asked: list):
     assert cli.main(["run", "door_key", "--no-rl"]) == 0
     arms = asked[0]["experiment"].arms
-    assert list(arms) == list(door_key.EXPERIMENT.arms)
+    assert list(arms) == list(MAIN.arms)
     assert not any(arm.rl for arm in arms.values())
 
 
 def test_another_number_of_demonstrations_is_kept_beside_the_full_one(here: Path, asked: list, capsys):
     assert cli.main(["run", "door_key", "--demos", "4"]) == 0
     (call,) = asked
-    assert call["experiment"] == dataclasses.replace(door_key.EXPERIMENT, name="door_key-4", demos=4)
+    assert call["experiment"] == dataclasses.replace(MAIN, name="door_key-4", demos=4)
     assert pipeline.Run(call["experiment"], "bc", 3, call["out"]).directory == Path("runs/door_key-4/bc/seed3")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("door_key-4: MiniGrid-DoorKey-8x8-v0, 4 demonstrations")
@@ -235,7 +248,7 @@ def test_another_number_of_demonstrations_is_kept_beside_the_full_one(here: Path
 
 def test_the_experiments_own_number_changes_nothing(here: Path, asked: list):
     assert cli.main(["run", "door_key", "--demos", str(door_key.EXPERIMENT.demos)]) == 0
-    assert asked[0]["experiment"] == door_key.EXPERIMENT
+    assert asked[0]["experiment"] == MAIN
 
 
 def test_dry_run_says_everything_and_writes_nothing(here: Path, asked: list, capsys):

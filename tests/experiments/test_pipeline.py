@@ -19,13 +19,14 @@ from headstart.envs.registry import ENVIRONMENTS
 from headstart.envs.simulator import GridStates, Simulator
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import finetune, pipeline, pool
-from headstart.experiments.pipeline import RL, Arm, Experiment, Run, run_arm
+from headstart.experiments.arms import Arm
+from headstart.experiments.pipeline import RL, Experiment, Run, run_arm
 from headstart.experiments.pool import run_all
 from headstart.experiments.runlog import read_rows
 from headstart.learners import PPO, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig
 
 BC = BCConfig(updates=6, batch_size=8)
-IWM = IWMConfig(updates=4, batch_size=8, bc=BC)
+IWM = IWMConfig(updates=4, batch_size=8, horizon=2, bc=BC)
 REFLECT = ReflectionConfig(
     bc=BC,
     judge=JudgeConfig(members=1, dropout=0.3, updates=52),
@@ -34,7 +35,6 @@ REFLECT = ReflectionConfig(
     rounds=1,
     levels=3,
     level_steps=6,
-    updates=4,
     round_updates=3,
 )
 TINY = Experiment(
@@ -58,7 +58,6 @@ TINY = Experiment(
         eval_every=128,
         settings={"n_steps": 16, "batch_size": 64, "n_epochs": 2, "critic_updates": 1, "actor_warm_up": 2},
     ),
-    branch_horizon=2,
     train_levels=64,
     validation_levels=6,
     test_levels=12,
@@ -71,7 +70,7 @@ FETCH = dataclasses.replace(  # with instructions, and nothing out of distributi
     ood={},
     arms={"bc": Arm(dataclasses.replace(BC, hidden_past=0.5), memory=2, rl=False)},
 )
-VOLATILE = {"versions.json", "policy.zip"}  # packages, commit, command line; time; and so are TensorBoard's events
+VOLATILE = {"versions.json", "timing.json", "policy.zip"}  # packages, commit, command line; time; and so are TensorBoard's events
 REPORTED = {
     *("env", "arm", "seed", "episodes", "env_steps", "updates"),
     *(f"{what}_{mode}" for what in ("success", "length") for mode in ("sampled", "cool", "greedy")),
@@ -126,7 +125,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     for arm, settings in TINY.arms.items():
         directory = finished / "tiny" / arm / "seed0"
         names = {"config.json", "versions.json", "evaluation.json", "summary.json"}
-        names |= {"warm_start.safetensors", "warm_start.json", "metrics.csv"} if settings.learner else set()
+        names |= {"warm_start.safetensors", "warm_start.json", "metrics.csv", "timing.json"} if settings.learner else set()
         after_rl = {"policy.safetensors", "policy.zip", "curve.json", "rl.csv", "evaluation_after_rl.json"}
         names |= after_rl if settings.rl else set()
         found = {p.name for p in directory.iterdir() if not p.name.startswith("events.out.tfevents.")}
@@ -134,7 +133,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         assert all(storage.exists(directory / name) for name in names)
         assert list(directory.glob("events.out.tfevents.*"))
         summary = storage.load_json(directory / "summary.json", kind="summary", schema=1)
-        assert summary.keys() == REPORTED | {"expert_steps", "rl_steps"} | (AFTER_RL if settings.rl else set())
+        assert summary.keys() == REPORTED | {"expert_steps", "expert_queries", "rl_steps"} | (AFTER_RL if settings.rl else set())
         assert (summary["arm"], summary["seed"], summary["episodes"]) == (arm, 0, TINY.test_levels)
 
 
@@ -144,7 +143,7 @@ def test_steps_and_updates_add_up(finished: Path, monkeypatch: pytest.MonkeyPatc
         arm: storage.load_json(finished / "tiny" / arm / "seed0" / "summary.json", kind="summary", schema=1)
         for arm in TINY.arms
     }
-    assert [rows[arm]["updates"] for arm in TINY.arms] == [0, 6, 4 + 6, 52 + 4 + 3]
+    assert [rows[arm]["updates"] for arm in TINY.arms] == [0, 6, 4 + 6, 6 + 52 + 3]
     assert rows["scratch"]["env_steps"] == rows["bc"]["env_steps"] == 384  # demonstrations are the expert's
     assert rows["bc"]["expert_steps"] == rows["reflect"]["expert_steps"] > 0
     demos = collect.load_demos(Run(TINY, "bc", 0, finished).demos_path, history=TINY.history)
@@ -294,19 +293,6 @@ def test_an_experiment_says_what_the_registry_says() -> None:
     assert (made.horizon, made.history, made.arms, made.rl) == (env.horizon, env.history, arms, rl)
     assert list(made.ood.items()) == [(variant.id, variant.horizon) for variant in env.ood]
     assert (made.random_success, made.expert_success) == (env.random_success, env.expert_success)
-
-
-def test_the_main_arms_differ_in_what_is_compared() -> None:
-    arms = pipeline.main_arms(BC, memory=2)
-    reflect = ReflectionConfig(bc=BC)
-    assert arms == {
-        "scratch": Arm(None, memory=2, rl=True),
-        "bc": Arm(BC, memory=2, rl=True),
-        "bc_long": Arm(dataclasses.replace(BC, updates=reflect.total_updates), memory=2, rl=False),
-        "iwm": Arm(IWMConfig(bc=BC), memory=2, rl=False),
-        "reflect": Arm(reflect, memory=2, rl=True),
-    }
-    assert reflect.total_updates > BC.updates
 
 
 # ---- same seed, same bytes ----
@@ -584,7 +570,7 @@ def test_the_plan_says_what_is_going_to_happen() -> None:
     for arm, updates in (
         ("bc", "6 updates"),
         ("iwm", "10 updates"),
-        ("reflect", "59 updates"),
+        ("reflect", "61 updates"),
         ("scratch", "no warm start"),
     ):
         line = next(line for line in text.splitlines() if line.split()[0] == arm)

@@ -15,7 +15,8 @@ from headstart.envs import collect
 from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
 from headstart.experiments import tune
-from headstart.experiments.pipeline import RL, Arm, Experiment
+from headstart.experiments.arms import Arm
+from headstart.experiments.pipeline import RL, Experiment
 from headstart.experiments.runlog import read_rows
 from headstart.learners import BCConfig
 

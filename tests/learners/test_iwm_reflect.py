@@ -29,12 +29,11 @@ ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 SMALL = IWMReflectConfig(
     iwm=IWMConfig(updates=4, batch_size=8),
     reflect=ReflectionConfig(
-        bc=BCConfig(batch_size=8),
+        bc=BCConfig(updates=2, batch_size=8),
         judge=JudgeConfig(members=1, updates=3),
         rounds=1,
         levels=2,
         level_steps=4,
-        updates=2,
         round_updates=2,
     ),
 )
@@ -94,13 +93,13 @@ def test_reflection_goes_on_with_the_world_models_trunk(
 
 def test_both_are_counted(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     logged: list[int] = []
-    reflect = dataclasses.replace(SMALL.reflect, updates=60, rounds=0)
+    reflect = dataclasses.replace(SMALL.reflect, round_updates=60)
     config = IWMReflectConfig(dataclasses.replace(SMALL.iwm, updates=70), reflect)
     fitted = IWMReflect(fresh_policy(env), config, log=lambda update, metrics: logged.append(update)).fit(
         demos, branches, env
     )
-    assert fitted.updates == config.total_updates == 70 + 3 + 60
-    assert logged == [50, 70 + 50]
+    assert fitted.updates == config.total_updates == 70 + 2 + 3 + 60
+    assert logged == [50, 70 + 50]  # of reflection's 65 updates too
     assert fitted.env_steps == Reflection(fresh_policy(env), reflect).fit(demos, branches, env).env_steps > 0
     assert np.isfinite(list(fitted.metrics.values())).all()
 

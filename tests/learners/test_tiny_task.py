@@ -17,14 +17,13 @@ from headstart.models import HeadstartPolicy
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"  # 48 levels in all; those of the test split are in no demonstration
 PLAYED = {"history": 1, "horizon": 60}
 REFLECT = ReflectionConfig(
-    bc=BCConfig(batch_size=32, learning_rate=1e-3),
+    bc=BCConfig(updates=300, batch_size=32, learning_rate=1e-3),
     judge=JudgeConfig(members=1, dropout=0.0, updates=200),
     walks=3,
     walk_steps=4,
     rounds=1,
     levels=20,
     level_steps=40,
-    updates=300,
     round_updates=200,
 )
 

@@ -35,7 +35,6 @@ BC = BCConfig(updates=3, batch_size=8, mirror=True, hidden_past=0.3, hidden_acti
 REFLECT = ReflectionConfig(
     bc=BC,
     judge=JudgeConfig(updates=3),
-    updates=3,
     rounds=2,
     round_updates=3,
     levels=12,

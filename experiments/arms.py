@@ -1,0 +1,108 @@
+"""The arms that an experiment compares: the main ones, which run by default, then controls and other methods.
+
+    headstart run door_key                          the main arms
+    headstart run door_key --arms reflect noop      these
+    headstart run door_key --arms all               all of them
+
+All have the settings of the bc that was tuned for their environment, its memory too, and otherwise their defaults:
+nothing but bc is chosen anew from environment to environment.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from headstart.envs.errors import UsageError
+from headstart.learners import (
+    BCConfig,
+    DaggerConfig,
+    InverseConfig,
+    IWMConfig,
+    IWMReflectConfig,
+    NoopConfig,
+    PreferenceConfig,
+    RandomJudgeConfig,
+    ReflectionConfig,
+    SelfLabelConfig,
+    StarConfig,
+)
+
+__all__ = ["Arm", "LearnerConfig", "arms_around", "within"]
+
+
+class LearnerConfig(Protocol):
+    """A dataclass of settings; the learner that it belongs to is in learners.LEARNERS."""
+
+    @property
+    def total_updates(self) -> int: ...
+
+    @property
+    def horizon(self) -> int:
+        """Steps of the branches at demonstrated states that a fit wants; 0 for none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Arm:
+    learner: LearnerConfig | None
+    """How the policy is warm-started; None starts from scratch."""
+    memory: int
+    """Earlier frames and actions that its policy looks at."""
+    rl: bool
+    """Whether PPO goes on from there."""
+    main: bool = True
+    """Whether it runs if no arms are named."""
+
+
+def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
+    """Every arm, with the tuned settings of bc and its memory.
+
+    ``bc_long`` has as many updates as ``reflect``. Controls and other methods have no RL. A learner's name alone
+    stands for the budget `extra`: its own stages come on top of bc's updates. With ``_matched`` it makes no more
+    updates than bc, all of its stages shortened alike.
+    """
+    reflect = ReflectionConfig(bc=bc)
+    main = {
+        "scratch": Arm(None, memory, rl=True),
+        "bc": Arm(bc, memory, rl=True),
+        "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), memory, rl=False),
+        "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
+        "reflect": Arm(reflect, memory, rl=True),
+    }
+    others: dict[str, LearnerConfig] = {
+        "inverse": InverseConfig(bc=bc),
+        "preference": PreferenceConfig(bc=bc),
+        "star": StarConfig(bc=bc),
+        "noop": NoopConfig(reflect),
+        "random_judge": RandomJudgeConfig(reflect),
+        "self_label": SelfLabelConfig(reflect),
+        "iwm_reflect": IWMReflectConfig(IWMConfig(bc=bc), reflect),
+        "reflect_rationale": dataclasses.replace(reflect, rationale_weight=0.3),
+        "reflect_shuffled": dataclasses.replace(reflect, rationale_weight=0.3, shuffled_rationale=True),
+        "dagger": DaggerConfig(reflect),
+    }
+    methods = {name: arm.learner for name, arm in main.items() if name in ("iwm", "reflect")} | others
+    matched = {f"{name}_matched": within(config, bc.updates) for name, config in methods.items() if config}
+    return main | {name: Arm(config, memory, rl=False, main=False) for name, config in {**others, **matched}.items()}
+
+
+def within(config: LearnerConfig, updates: int) -> Any:
+    """The same learner with at most ``updates`` gradient updates, all of its stages shortened alike.
+
+    Raises UsageError where a stage would be left without any.
+    """
+    share = min(1.0, updates / config.total_updates)
+
+    def shorten(part: Any) -> Any:
+        changes = {}
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if dataclasses.is_dataclass(value):
+                changes[field.name] = shorten(value)
+            elif field.name in ("updates", "round_updates"):
+                changes[field.name] = int(value * share)
+                if not changes[field.name]:
+                    raise UsageError(f"{type(config).__name__} cannot be shortened to {updates} updates.")
+        return dataclasses.replace(part, **changes)
+
+    return shorten(config)

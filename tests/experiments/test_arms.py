@@ -1,0 +1,62 @@
+"""Arms: what is compared with what, and budgets that are what they say."""
+
+import dataclasses
+
+import pytest
+
+from headstart.envs.errors import UsageError
+from headstart.experiments.arms import Arm, arms_around, within
+from headstart.learners import LEARNERS, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig
+
+BC = BCConfig(updates=900, learning_rate=2e-3, hidden_past=0.25)
+ARMS = arms_around(BC, memory=2)
+
+
+def test_the_main_arms_differ_in_what_is_compared() -> None:
+    reflect = ReflectionConfig(bc=BC)
+    assert {name: arm for name, arm in ARMS.items() if arm.main} == {
+        "scratch": Arm(None, memory=2, rl=True),
+        "bc": Arm(BC, memory=2, rl=True),
+        "bc_long": Arm(dataclasses.replace(BC, updates=reflect.total_updates), memory=2, rl=False),
+        "iwm": Arm(IWMConfig(bc=BC), memory=2, rl=False),
+        "reflect": Arm(reflect, memory=2, rl=True),
+    }
+    assert reflect.total_updates > BC.updates
+
+
+@pytest.mark.parametrize("name", [name for name in ARMS if name != "scratch"])
+def test_every_arm_looks_at_demonstrations_as_bc_does(name: str) -> None:
+    """Its bc is the tuned one, but for how long; and a learner belongs to it."""
+    config = ARMS[name].learner
+    assert type(config) in LEARNERS
+    assert ARMS[name].memory == 2
+
+    def imitation(part: object) -> list[BCConfig]:
+        if isinstance(part, BCConfig):
+            return [part]
+        values = [getattr(part, field.name) for field in dataclasses.fields(part)]  # type: ignore[arg-type]
+        return [bc for value in values if dataclasses.is_dataclass(value) for bc in imitation(value)]
+
+    found = imitation(config)
+    assert found
+    assert all(dataclasses.replace(bc, updates=900) == BC for bc in found)
+
+
+def test_matched_arms_make_no_more_updates_than_bc() -> None:
+    matched = [name for name in ARMS if name.endswith("_matched")]
+    assert "reflect_matched" in matched
+    assert "iwm_matched" in matched
+    for name in matched:
+        config, extra = ARMS[name].learner, ARMS[name.removesuffix("_matched")].learner
+        assert 0.97 * BC.updates < config.total_updates <= BC.updates < extra.total_updates, name
+
+
+def test_within_shortens_all_stages_alike() -> None:
+    config = ReflectionConfig(bc=BC, judge=JudgeConfig(members=2, updates=300), rounds=2, round_updates=750)
+    assert config.total_updates == 900 + 600 + 1500
+    half = within(config, 1500)
+    assert (half.bc.updates, half.judge.updates, half.round_updates) == (450, 150, 375)
+    assert dataclasses.replace(half, bc=BC, judge=config.judge, round_updates=750) == config
+    assert within(config, 10**6) == config  # never longer
+    with pytest.raises(UsageError, match="cannot be shortened to 3 updates"):
+        within(config, 3)
