@@ -181,11 +181,12 @@ class Simulator:
             "mission": self._mission.copy(),
         }
 
-    def luck(self, seed: int) -> Self | None:
+    def luck(self, seed: int) -> "Simulator | None":
         """The same episodes with other luck from here on; None where nothing is known to depend on luck."""
         if not isinstance(self.states, GridStates) or not self.states.random:
             return None
         other = self.fork()
+        assert isinstance(other.states, GridStates)
         engine.reseed(other.states.rows, seed)
         return other
 

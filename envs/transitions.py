@@ -73,9 +73,8 @@ class Demos:
 
     def take(self, episodes: NDArray[np.int64]) -> "Demos":
         """The demonstrations at ``episodes``, in that order."""
-        episodes = np.asarray(episodes, np.int64)
-        first = np.cumsum(self.length) - self.length
-        rows = np.concatenate([np.arange(first[e], first[e] + self.length[e]) for e in episodes] or [episodes])
+        states = np.split(np.arange(len(self)), np.cumsum(self.length)[:-1])
+        rows = np.concatenate([states[e] for e in episodes] or [np.empty(0, np.int64)])
         return replace(
             self,
             seed=self.seed[episodes],

@@ -57,7 +57,7 @@ from headstart.experiments.runlog import write_rows
 from headstart.learners import BC, PPO, BCConfig
 from headstart.learners.bc import imitation_targets
 from headstart.models import HeadstartPolicy
-from headstart.models.encoders import CELLS, VIEW
+from headstart.models.encoders import CELLS, VIEW, ViewEncoder
 from headstart.models.policy import FrameHistoryExtractor
 
 RESULTS = Path(__file__).resolve().parent / "results" / "bench"
@@ -218,6 +218,7 @@ class EveryViewExtractor(FrameHistoryExtractor):
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         view, action, mission = self.read(observations)  # (B, T, 49), (B, T - 1), (B, L)
         b, t = view.shape[:2]
+        assert isinstance(self.view, ViewEncoder)
         planes = rearrange(self.view.cell[view.long()], "b t (i j) c -> (b t) c i j", i=VIEW)
         scale, shift = repeat(self.film(self.sentence(mission)), "b f -> (b t) f", t=t).chunk(2, dim=1)
         feature = torch.relu(self.view.layers(planes) * (1 + scale) + shift)  # (B * T, D)

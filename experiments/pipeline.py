@@ -118,10 +118,12 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """What decides the result of this run: the other arms do not."""
-        experiment, arm = dataclasses.asdict(self.experiment), self.experiment.arms[self.arm]
-        del experiment["arms"]
+        arm = self.experiment.arms[self.arm]
+        experiment = dataclasses.asdict(dataclasses.replace(self.experiment, arms={self.arm: arm}))
+        learner = experiment.pop("arms")[self.arm]["learner"]
+        if arm.learner is not None:
+            learner = {type(arm.learner).__name__: learner}
         rl = experiment.pop("rl")
-        learner = None if arm.learner is None else {type(arm.learner).__name__: dataclasses.asdict(arm.learner)}
         config = {**experiment, "arm": self.arm, "seed": self.seed, "learner": learner, "memory": arm.memory}
         return {**config, "rl": rl} if arm.rl else config
 

@@ -70,7 +70,11 @@ FETCH = dataclasses.replace(  # with instructions, and nothing out of distributi
     ood={},
     arms={"bc": Arm(dataclasses.replace(BC, hidden_past=0.5), memory=2, rl=False)},
 )
-VOLATILE = {"versions.json", "timing.json", "policy.zip"}  # packages, commit, command line; time; and so are TensorBoard's events
+VOLATILE = {
+    "versions.json",
+    "timing.json",
+    "policy.zip",
+}  # packages, commit, command line; time; and so are TensorBoard's events
 REPORTED = {
     *("env", "arm", "seed", "episodes", "env_steps", "updates"),
     *(f"{what}_{mode}" for what in ("success", "length") for mode in ("sampled", "cool", "greedy")),
@@ -125,7 +129,9 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     for arm, settings in TINY.arms.items():
         directory = finished / "tiny" / arm / "seed0"
         names = {"config.json", "versions.json", "evaluation.json", "summary.json"}
-        names |= {"warm_start.safetensors", "warm_start.json", "metrics.csv", "timing.json"} if settings.learner else set()
+        names |= (
+            {"warm_start.safetensors", "warm_start.json", "metrics.csv", "timing.json"} if settings.learner else set()
+        )
         after_rl = {"policy.safetensors", "policy.zip", "curve.json", "rl.csv", "evaluation_after_rl.json"}
         names |= after_rl if settings.rl else set()
         found = {p.name for p in directory.iterdir() if not p.name.startswith("events.out.tfevents.")}
@@ -133,7 +139,8 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         assert all(storage.exists(directory / name) for name in names)
         assert list(directory.glob("events.out.tfevents.*"))
         summary = storage.load_json(directory / "summary.json", kind="summary", schema=1)
-        assert summary.keys() == REPORTED | {"expert_steps", "expert_queries", "rl_steps"} | (AFTER_RL if settings.rl else set())
+        counted = {"expert_steps", "expert_queries", "rl_steps"}
+        assert summary.keys() == REPORTED | counted | (AFTER_RL if settings.rl else set())
         assert (summary["arm"], summary["seed"], summary["episodes"]) == (arm, 0, TINY.test_levels)
 
 
