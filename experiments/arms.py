@@ -27,7 +27,7 @@ from headstart.learners import (
     StarConfig,
 )
 
-__all__ = ["Arm", "LearnerConfig", "arms_around", "within"]
+__all__ = ["Arm", "LearnerConfig", "arms_around", "reflection_around", "within"]
 
 
 class LearnerConfig(Protocol):
@@ -54,6 +54,13 @@ class Arm:
     """Whether it runs if no arms are named."""
 
 
+def reflection_around(bc: BCConfig) -> ReflectionConfig:
+    """`reflect` with its defaults, beside a bc that may have been tuned to learn for longer: so do its judges."""
+    default = ReflectionConfig()
+    updates = default.judge.updates * bc.updates // default.bc.updates
+    return ReflectionConfig(bc=bc, judge=dataclasses.replace(default.judge, updates=updates))
+
+
 def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     """Every arm, with the tuned settings of bc and its memory.
 
@@ -61,7 +68,7 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     stands for the budget `extra`: its own stages come on top of bc's updates. With ``_matched`` it makes no more
     updates than bc, all of its stages shortened alike.
     """
-    reflect = ReflectionConfig(bc=bc)
+    reflect = reflection_around(bc)
     main = {
         "scratch": Arm(None, memory, rl=True),
         "bc": Arm(bc, memory, rl=True),
