@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -31,6 +31,9 @@ from headstart.envs.tasks import Task, TaskLevels
 from headstart.envs.transitions import Branches, Demos
 
 __all__ = ["branch", "collect_demos", "evaluate", "load_demos", "play", "practise", "replay", "save_demos"]
+
+Alternatives = Literal["uniform", "policy", "mixture"]
+"""How the actions to be tried are drawn, where not all are."""
 
 KIND, SCHEMA = "headstart demonstrations", 1
 
@@ -264,44 +267,78 @@ def branch(
     horizon: int = 1,
     actor: Actor | None = None,
     rng: np.random.Generator | None = None,
+    k: int | None = None,
+    alternatives: Alternatives = "uniform",
 ) -> Branches:
-    """Try every action in every state and look at what follows.
+    """Try every action in every state, or ``k`` of them, and look at what follows.
 
     ``states`` are demonstrations, or states that practice has reached; they stay as they are. After the first step
     a branch goes on with the agent's own actions (``actor``, default uniform) for ``horizon`` steps in all.
-    Raises DataError when a fork is not in the state it was forked from.
+    With ``k``, at most so many actions are tried in each state, the expert's among them where it is known; the
+    others are drawn uniformly, by the agent itself ("policy", with ``actor``), or half by each ("mixture").
+    Raises DataError when a fork is not in the state it was forked from, UsageError for a k that cannot be.
     """
     rng = rng or np.random.default_rng(0)
     expert = states.action if isinstance(states, Demos) else np.full(len(states), -1, np.int64)
     start = replay(states) if isinstance(states, Demos) else states
     actor = actor or uniform_actor(start.n_actions)
     n, a = len(start), start.n_actions
-    forks = start.fork(np.repeat(np.arange(n), a))  # (N * A)
+    tried = np.ones((n, a), np.bool_) if k is None else _some_actions(start, expert, actor, rng, k, alternatives)
+    state, first = np.nonzero(tried)  # (M,) of every branch
+    forks = start.fork(state)
     origin = start.state_hash()
-    if (forks.state_hash().reshape(n, a) != origin[:, None]).any():
+    if (forks.state_hash() != origin[state]).any():
         raise DataError("a fork is not in the state it was forked from: this environment cannot be branched.")
-    frames, actions, ended = [], [], []
-    revisit = np.zeros(n * a, np.bool_)
+    actions = np.broadcast_to(np.arange(a, dtype=np.uint8)[:, None], (n, a, horizon)).copy()
+    future = np.broadcast_to(start.frame()[:, None, None], (n, a, horizon, start.frame().shape[1])).copy()
+    revisit, ended = np.zeros((n, a), np.bool_), np.zeros((n, a, horizon), np.bool_)
     env_steps = 0
     for h in range(horizon):
-        action = np.tile(np.arange(a), n) if h == 0 else actor(forks.observe(), rng)
+        action = first if h == 0 else actor(forks.observe(), rng)
         env_steps += forks.step(action)
         if h == 0:
-            revisit = forks.revisit.copy()
-        actions.append(action.astype(np.uint8))
-        frames.append(forks.frame())
-        ended.append(forks.done)
+            revisit[tried] = forks.revisit
+        actions[tried, h], future[tried, h], ended[tried, h] = action, forks.frame(), forks.done
     if (start.state_hash() != origin).any():
         raise DataError("branching has changed the state it started from: this environment cannot be branched.")
     return Branches(
         obs=start.observe(),
         expert_action=expert,
-        action=np.stack(actions, 1).reshape(n, a, horizon),
-        future=np.stack(frames, 1).reshape(n, a, horizon, -1),
-        revisit=revisit.reshape(n, a),
-        ended=np.stack(ended, 1).reshape(n, a, horizon),
+        action=actions,
+        future=future,
+        revisit=revisit,
+        ended=ended,
         env_steps=env_steps,
+        tried=tried,
     )
+
+
+def _some_actions(
+    start: Simulator,
+    expert: NDArray[np.int64],
+    actor: Actor,
+    rng: np.random.Generator,
+    k: int,
+    alternatives: Alternatives,
+) -> NDArray[np.bool_]:
+    """(N, A): the expert's action where it is known, and others, at most k in all."""
+    n, a = len(start), start.n_actions
+    if not 1 <= k <= a:
+        raise UsageError(f"k={k}: there are {a} actions to try. Choose from 1 to {a}, or leave k out to try all.")
+    if alternatives not in ("uniform", "policy", "mixture"):
+        raise UsageError(f"alternatives={alternatives!r}: choose 'uniform', 'policy' or 'mixture'.")
+    if alternatives == "uniform":
+        rank = rng.random((n, a))
+        rank[expert >= 0, expert[expert >= 0]] = -1.0
+        return rank.argsort(1).argsort(1) < k
+    tried = np.zeros((n, a), np.bool_)
+    tried[expert >= 0, expert[expert >= 0]] = True
+    obs, uniform = start.observe(), uniform_actor(a)
+    for draw in range(k):
+        action = (uniform if alternatives == "mixture" and draw % 2 else actor)(obs, rng)
+        room = np.flatnonzero(tried.sum(1) < k)
+        tried[room, action[room]] = True
+    return tried
 
 
 def practise(start: Simulator, actor: Actor, *, steps: int, rng: np.random.Generator) -> tuple[Simulator, int]:

@@ -84,5 +84,6 @@ def mirror_branches(branches: Branches) -> Branches:
         future=mirror_frame(branches.future[:, seen_in]),
         revisit=branches.revisit[:, seen_in],
         ended=branches.ended[:, seen_in],
+        tried=branches.tried[:, seen_in],
         env_steps=0,
     )

@@ -113,6 +113,8 @@ class Branches:
     ended (N, A, H) bool: the episode was over after this step. How it ended is not recorded; learners use this
     only to leave out what comes after.
     env_steps: environment steps that were spent on it.
+    tried (N, A) bool: which actions were tried (default: all). One that was not has the present as its future, and no
+    learner may take it for one.
     """
 
     obs: Obs
@@ -122,9 +124,13 @@ class Branches:
     revisit: NDArray[np.bool_]
     ended: NDArray[np.bool_]
     env_steps: int
+    tried: NDArray[np.bool_] = None  # type: ignore[assignment]  # a frozen dataclass fills it in below
 
     def __post_init__(self) -> None:
         n, a, h = self.action.shape
+        if self.tried is None:
+            object.__setattr__(self, "tried", np.ones((n, a), np.bool_))
+        _check("Branches.tried", self.tried, (n, a))
         _check("Branches.expert_action", self.expert_action, (n,))
         _check("Branches.future", self.future, (n, a, h, self.obs["frames"].shape[-1]))
         _check("Branches.revisit", self.revisit, (n, a))
@@ -137,14 +143,14 @@ class Branches:
 
     def take(self, index: NDArray[np.int64]) -> "Branches":
         """The branches of the states at ``index``; ``env_steps`` stays what all of them have cost."""
-        parts = ("expert_action", "action", "future", "revisit", "ended")
+        parts = ("expert_action", "action", "future", "revisit", "ended", "tried")
         obs = {name: value[index] for name, value in self.obs.items()}
         return replace(self, obs=obs, **{name: getattr(self, name)[index] for name in parts})
 
     @classmethod
     def join(cls, parts: "Sequence[Branches]") -> "Branches":
         """The states of all parts, in order; what they have cost is added up."""
-        names = ("expert_action", "action", "future", "revisit", "ended")
+        names = ("expert_action", "action", "future", "revisit", "ended", "tried")
         obs = {name: np.concatenate([part.obs[name] for part in parts]) for name in parts[0].obs}
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return replace(parts[0], obs=obs, env_steps=sum(part.env_steps for part in parts), **arrays)
@@ -158,7 +164,7 @@ class Branches:
         """Every executed step as (obs before (M, ...), action (M,), frame after (M, F)), M <= N * A * H."""
         n, a, horizon = self.action.shape
         obs = {name: np.repeat(value, a, axis=0) for name, value in self.obs.items()}
-        alive = np.ones(n * a, np.bool_)
+        alive = self.tried.reshape(-1).copy()
         steps = []
         for h in range(horizon):
             action, future = self.action[:, :, h].reshape(-1), self.future[:, :, h].reshape(n * a, -1)

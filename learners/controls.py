@@ -121,10 +121,10 @@ class RandomJudge(Control):
 
     def judgement(self, branches: Branches) -> NDArray[np.float32]:
         """The judges' scores, on a scale that is set once, on the states that are judged first."""
-        score = super().judgement(branches)
-        score = score - score.mean(1, keepdims=True)
-        self.scale = self.scale or self.spread / max(float(score.std()), 1e-6)
-        return self.scale * score
+        score = np.where(branches.tried, super().judgement(branches), 0.0)
+        mean = np.mean(score, axis=1, keepdims=True, where=branches.tried)
+        self.scale = self.scale or self.spread / max(float(np.std((score - mean)[branches.tried])), 1e-6)
+        return np.where(branches.tried, self.scale * (score - mean), -np.inf)
 
 
 # ---- everything but waste ----
@@ -138,7 +138,7 @@ class Noop(Control):
 
     def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
         """Imitation among the actions that change what is seen; all of it where there is none."""
-        changes = effects(branches.frame, branches.future[:, :, 0]) != NOTHING
+        changes = branches.tried & (effects(branches.frame, branches.future[:, :, 0]) != NOTHING)
         p = self.imitation(branches) * (changes | ~changes.any(1, keepdims=True))
         return (p / p.sum(1, keepdims=True)).astype(np.float32)
 

@@ -94,6 +94,8 @@ class Inverse:
         if branches is None:
             raise UsageError("Inverse learns from branches: pass fit(demos, branches), from envs.branch(demos).")
         accept(self.policy, demos, branches, practise)
+        if not branches.tried.all():
+            raise UsageError("Inverse compares all actions, but some were not tried: pass branch(demos) without k.")
         c, policy = self.config, self.policy
         if not 1 <= c.horizon <= branches.action.shape[2]:
             raise UsageError(

@@ -86,6 +86,8 @@ class Preference:
                 "fit(demos, branches), from envs.branch(demos)."
             )
         accept(self.policy, demos, branches, practise)
+        if not branches.tried.all():
+            raise UsageError("Preference compares all actions, but some were not tried: pass branch(demos) without k.")
         c, policy = self.config, self.policy
         imitation = BC(policy, c.bc, seed=self.seed, log=self.log).fit(demos)
         reference = copy.deepcopy(policy).requires_grad_(False)

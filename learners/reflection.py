@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import trange
 
 from headstart.envs import collect
+from headstart.envs.collect import Alternatives
 from headstart.envs.effects import EFFECTS, effects
 from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
@@ -89,6 +90,10 @@ class ReflectionConfig:
     draws: int = 8
     """Where luck decides what an action leads to: how often all actions are tried in a state, each time with other
     luck. A judge that saw one future of each would learn the luck by heart."""
+    k: int | None = None
+    """How many actions are tried in a state; None for all. Labels speak of those that were tried."""
+    alternatives: Alternatives = "uniform"
+    """How these are drawn: uniformly, by the policy, or half by each."""
     where: Literal["random", "uncertain"] = "random"
     """Which states these are: any of those that were reached, or those where the policy is least sure."""
     confidence: float = 0.0
@@ -137,11 +142,14 @@ class Reflection:
 
     # ---- losses ----
     def judge_loss(
-        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, signs: Tensor, action: Tensor
+        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, signs: Tensor, action: Tensor, tried: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        """Find the expert's future: observations (B, ...), futures (B, A, F), signs (B, A, S), actions (B,)."""
-        credit = same_future_credit(future, action)  # (B, A)
-        score = judge(obs, future, signs)  # (B, A)
+        """Find the expert's future: observations (B, ...), futures (B, A, F), signs (B, A, S), actions (B,).
+
+        ``tried`` (B, A) says which of the futures are real.
+        """
+        credit = same_future_credit(future, action) & tried  # (B, A)
+        score = judge(obs, future, signs).masked_fill(~tried, -torch.inf)  # (B, A)
         loss = contrast_loss(score, credit, label_smoothing=self.config.bc.label_smoothing)
         accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
         return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
@@ -201,7 +209,7 @@ class Reflection:
             again = None if states is None else states.luck(luck)
             if again is None:
                 return
-            tried = collect.branch(again, horizon=self.config.horizon)
+            tried = self._try(again, np.random.default_rng(luck))
             self.env_steps += tried.env_steps
             yield replace(tried, expert_action=branches.expert_action)
 
@@ -211,9 +219,9 @@ class Reflection:
         c, bc, device = self.config.judge, self.config.bc, self.policy.device
         generator = torch.Generator().manual_seed(self.seed)
         seen = [branches, mirror_branches(branches)] if bc.mirror and self.policy.layout.grid else [branches]
-        future, signs, action = (
+        future, signs, action, tried = (
             torch.as_tensor(np.concatenate(parts), device=device)
-            for parts in zip(*((*self.consequences(b), b.expert_action) for b in seen), strict=True)
+            for parts in zip(*((*self.consequences(b), b.expert_action, b.tried) for b in seen), strict=True)
         )
         obs = as_tensors({name: np.concatenate([b.obs[name] for b in seen]) for name in branches.obs}, device)
         metrics: dict[str, float] = {}
@@ -226,7 +234,7 @@ class Reflection:
                 i = torch.randint(len(action), (bc.batch_size,), generator=generator).to(device)
                 batch = {name: value[i] for name, value in obs.items()}
                 batch = hide_past(batch, self.policy.n_actions, bc.hidden_past, bc.hidden_actions, generator)
-                loss, metrics = self.judge_loss(judge, batch, future[i], signs[i], action[i])
+                loss, metrics = self.judge_loss(judge, batch, future[i], signs[i], action[i], tried[i])
                 finite(loss, "reflect (judge)", update)
                 optimizer.zero_grad()
                 loss.backward()
@@ -244,14 +252,15 @@ class Reflection:
         c = self.config.judge
         assert self.imitator is not None, "imitation comes first"
         imitated = np.log(np.maximum(self.imitator.probabilities(branches.obs), 1e-9))
-        judged = np.mean([self.judgement(drawn) for drawn in self.drawn(branches, states)], axis=0)
-        score = (c.weight * judged + (1 - c.weight) * imitated) / c.temperature
+        drawn = np.stack([self.judgement(one) for one in self.drawn(branches, states)])  # (draws, N, A)
+        judged = np.mean(drawn, axis=0, where=np.isfinite(drawn) | ~branches.tried)
+        score = np.where(branches.tried, c.weight * judged + (1 - c.weight) * imitated, -np.inf) / c.temperature
         p = np.exp(score - score.max(1, keepdims=True))
         return (p / p.sum(1, keepdims=True)).astype(np.float32)
 
     @torch.no_grad()
     def judgement(self, branches: Branches) -> NDArray[np.float32]:
-        """Log preference (N, A) among the executed futures, the mean of the judges'."""
+        """Log preference (N, A) among the executed futures, the mean of the judges'; -inf for actions not tried."""
         device, judged = self.policy.device, []
         futures, all_signs = self.consequences(branches)
         for i in range(0, len(branches), 512):
@@ -260,7 +269,7 @@ class Reflection:
             future, signs = (torch.as_tensor(x[part], device=device) for x in (futures, all_signs))
             log_p = torch.stack([torch.log_softmax(judge(obs, future, signs), dim=1) for judge in self.judges])
             judged.append(log_p.mean(0))
-        return torch.cat(judged).cpu().numpy()
+        return np.where(branches.tried, torch.cat(judged).cpu().numpy(), -np.inf)
 
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
         """Stage 5, on the demonstrations and all own states so far."""
@@ -321,6 +330,8 @@ class Reflection:
         if branches is None or practise is None:
             raise UsageError("Reflection needs fit(demos, branches, practise): branch(demos), and an environment.")
         accept(self.policy, demos, branches, practise)
+        if self.config.rationale_weight and not (self.config.k is None and branches.tried.all()):
+            raise UsageError("A rationale says what every action does: try all of them, without k.")
         if branches.action.shape[2] < self.config.horizon:
             raise UsageError(
                 f"The judges look {self.config.horizon} steps ahead, but the branches at the demonstrations have "
@@ -330,7 +341,8 @@ class Reflection:
         metrics = BC(self.policy, c.bc, seed=self.seed, log=self.log).fit(demos).metrics
         self.updates = c.bc.total_updates
         self.imitator = copy.deepcopy(self.policy)
-        metrics |= self.fit_judges(Branches.join([*self.drawn(branches, collect.replay(demos))]))
+        expert_states = collect.replay(demos)
+        metrics |= self.fit_judges(Branches.join([*self.drawn(branches, expert_states)]))
         own: list[Branches] = []
         labels: list[NDArray] = []
 
@@ -338,7 +350,7 @@ class Reflection:
             """Stages 3 and 4: act, try every action in some of the states that were reached, label them."""
             states, walked = collect.practise(start, actor, steps=steps, rng=rng)
             states = states.fork(self._choose(states, rng))
-            tried = collect.branch(states, horizon=c.horizon, actor=self.policy.actor(), rng=rng)
+            tried = self._try(states, rng)
             label = self.label(tried, states)
             sure = np.flatnonzero(label.max(1) >= c.confidence)
             own.append(tried.take(sure))
@@ -346,7 +358,7 @@ class Reflection:
             self.env_steps += walked + tried.env_steps
 
         if c.walks:
-            around = collect.replay(demos).fork(np.repeat(np.arange(len(demos)), c.walks))
+            around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
             wander = uniform_actor(around.n_actions)
             self.env_steps += around.step(wander(around.observe(), rng))  # away from the expert
             practise_from(around, wander, c.walk_steps - 1)
@@ -357,6 +369,12 @@ class Reflection:
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
         return Fitted(self.updates, self.env_steps, metrics)
+
+    def _try(self, states: Simulator, rng: np.random.Generator) -> Branches:
+        c = self.config
+        return collect.branch(
+            states, horizon=c.horizon, actor=self.policy.actor(), rng=rng, k=c.k, alternatives=c.alternatives
+        )
 
     def _choose(self, states: Simulator, rng: np.random.Generator) -> NDArray[np.int64]:
         """Where to try all actions, at most ``config.states`` of the states."""

@@ -40,7 +40,9 @@ def contrast_loss(score: Tensor, credit: Tensor, *, label_smoothing: float = 0.0
     """
     log_p = F.log_softmax(score, dim=-1)
     right = torch.logsumexp(log_p.masked_fill(~credit, -torch.inf), dim=-1)
-    return -((1 - label_smoothing) * right + label_smoothing * log_p.mean(-1)).mean()
+    possible = score > -torch.inf  # a score of -inf says that there is no such future
+    even = log_p.masked_fill(~possible, 0.0).sum(-1) / possible.sum(-1)
+    return -((1 - label_smoothing) * right + label_smoothing * even).mean()
 
 
 def view_loss(logits: tuple[Tensor, ...], target: tuple[Tensor, ...], changed: Tensor, changed_weight: float) -> Tensor:

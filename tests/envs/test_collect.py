@@ -17,6 +17,7 @@ from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, 
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.instructions import ALTERATIONS
 from headstart.envs.levels import export_level, level_hash
+from headstart.envs.mirror import mirror_branches
 from headstart.envs.simulator import GridStates, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 
@@ -558,3 +559,38 @@ def test_circles_are_left_early_and_change_nothing() -> None:
         steps.clear()
         assert_equal(evaluate(levels, greedy, **played, deterministic=True), full)
         assert sum(steps) < 0.6 * spent or "Obstacles" in env_id
+
+
+# ---- some of the actions ----
+@pytest.mark.parametrize("alternatives", ["uniform", "policy", "mixture"])
+def test_k_actions_are_tried_the_experts_among_them(cache: Path, alternatives: Any) -> None:
+    """What was tried is as in branches of all actions; what was not is the present, costs nothing, and is marked."""
+    demos = collect_demos(DOOR_KEY, 2, history=2, cache=cache)
+    everything = branch(demos)
+    stays = lambda obs, rng: np.full(len(obs["frames"]), 6)  # noqa: E731
+    some = branch(demos, k=3, alternatives=alternatives, actor=stays, rng=np.random.default_rng(1))
+    n = len(demos)
+    assert some.tried[np.arange(n), demos.action].all()
+    assert some.tried.sum(1).max() <= 3
+    if alternatives == "uniform":
+        assert (some.tried.sum(1) == 3).all()
+        assert len(np.unique(some.tried, axis=0)) > 5
+    if alternatives == "policy":
+        assert (some.tried.sum(1) == 1 + (demos.action != 6)).all()
+    assert some.env_steps == some.tried.sum()
+    for name in ("future", "revisit", "ended", "action"):
+        np.testing.assert_equal(getattr(some, name)[some.tried], getattr(everything, name)[some.tried])
+    np.testing.assert_equal(some.future[~some.tried][:, 0], np.repeat(some.frame[:, None], 7, 1)[~some.tried])
+    before, action, after = some.transitions()
+    assert len(action) == len(after) == len(before["frames"]) == some.tried.sum()
+    np.testing.assert_equal(mirror_branches(some).tried, some.tried[:, [1, 0, 2, 3, 4, 5, 6]])
+    assert branch(demos, k=7).tried.all()
+
+
+@pytest.mark.parametrize("k", [0, 8, -1])
+def test_a_k_that_cannot_be_is_refused(cache: Path, k: int) -> None:
+    demos = collect_demos(DOOR_KEY, 1, history=2, cache=cache)
+    with pytest.raises(UsageError, match=f"k={k}: there are 7 actions"):
+        branch(demos, k=k)
+    with pytest.raises(UsageError, match="alternatives='best'"):
+        branch(demos, k=2, alternatives="best")

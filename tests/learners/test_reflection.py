@@ -91,7 +91,8 @@ def test_judge_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     score = torch.log(torch.tensor([[1.0, 5.0, 2.0], [3.0, 4.0, 1.0]]))  # eighths
     learner = Reflection(fresh_policy(env), small(label_smoothing=0.3))
     signs = torch.zeros(2, 3, 1, dtype=torch.bool)
-    loss, metrics = learner.judge_loss(with_score(score), {}, future, signs, torch.tensor([0, 1]))
+    tried = torch.ones(2, 3, dtype=torch.bool)
+    loss, metrics = learner.judge_loss(with_score(score), {}, future, signs, torch.tensor([0, 1]), tried)
     right = (-math.log(3 / 8) - math.log(4 / 8)) / 2
     even = (
         -(math.log(1 / 8) + math.log(5 / 8) + math.log(2 / 8) + math.log(3 / 8) + math.log(4 / 8) + math.log(1 / 8)) / 6
@@ -229,7 +230,7 @@ def test_the_judge_learns_the_experts_futures_by_heart(env: HeadstartVecEnv, bra
     judge = JudgeConfig(members=1, dropout=0.0, updates=150)
     config = dataclasses.replace(small(batch_size=32, learning_rate=3e-3, label_smoothing=0.0), judge=judge)
     learner = imitating(Reflection(fresh_policy(env), config), np.ones(7) / 7)
-    parts = *learner.consequences(branches), branches.expert_action
+    parts = *learner.consequences(branches), branches.expert_action, branches.tried
     whole = [as_tensors(branches.obs, "cpu"), *(torch.as_tensor(part) for part in parts)]
     with torch.no_grad():
         _, before = learner.judge_loss(learner.judges[0], *whole)
@@ -294,7 +295,7 @@ def test_judges_see_the_mirror_image_as_often(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, branches: Branches, mirror: bool
 ) -> None:
     def cases(b: Branches) -> set[tuple[bytes, ...]]:
-        parts = *b.obs.values(), *learner.consequences(b), b.expert_action
+        parts = *b.obs.values(), *learner.consequences(b), b.expert_action, b.tried
         return {tuple(x.tobytes() for x in case) for case in zip(*parts, strict=True)}
 
     config = small(mirror=mirror, hidden_past=0.0)
@@ -499,6 +500,37 @@ def test_where_nothing_is_random_every_action_is_tried_once(
     learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, draws=4))
     assert [*learner.drawn(branches, replay(demos))] == [branches]
     assert learner.env_steps == 0
+
+
+def test_judge_loss_of_some_actions_worked_by_hand(env: HeadstartVecEnv) -> None:
+    """Of four futures the third is not real: neither a choice nor, though it looks like the expert's, a right one."""
+    future = torch.zeros(1, 4, 50, dtype=torch.uint8)
+    future[0, 1], future[0, 3] = 7, 8
+    score = torch.log(torch.tensor([[1.0, 5.0, 90.0, 2.0]]))
+    learner = Reflection(fresh_policy(env), small(label_smoothing=0.3))
+    tried = torch.tensor([[True, True, False, True]])
+    signs = torch.zeros(1, 4, 1, dtype=torch.bool)
+    loss, metrics = learner.judge_loss(with_score(score), {}, future, signs, torch.tensor([0]), tried)
+    even = -(math.log(1 / 8) + math.log(5 / 8) + math.log(2 / 8)) / 3
+    assert float(loss) == pytest.approx(-0.7 * math.log(1 / 8) + 0.3 * even)
+    assert metrics["reflect/judge_accuracy"] == 0.0
+
+
+@pytest.mark.parametrize("alternatives", ["uniform", "policy", "mixture"])
+def test_with_k_some_actions_are_tried_and_labels_speak_of_those(
+    env: HeadstartVecEnv, demos: Demos, alternatives: Any
+) -> None:
+    config = dataclasses.replace(SMALL, k=3, alternatives=alternatives)
+    some = branch(demos, k=3, alternatives=alternatives)
+    learner = Reflection(fresh_policy(env), config)
+    own = practised(learner, demos, some, env)
+    for part in own:
+        assert 1 <= part.tried.sum(1).max() <= 3
+        label = learner.label(part, NOBODY)
+        assert (label[~part.tried] == 0).all()
+        np.testing.assert_allclose(label.sum(1), 1, rtol=1e-5)
+    with pytest.raises(UsageError, match="without k"):
+        Reflection(fresh_policy(env), dataclasses.replace(config, rationale_weight=1.0)).fit(demos, some, env)
 
 
 def test_a_judge_may_look_further(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
