@@ -44,7 +44,7 @@ from headstart.envs.transitions import Demos
 from headstart.experiments.arms import Arm
 from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy
 from headstart.experiments.runlog import RunLog, flat, write_rows
-from headstart.learners import LEARNERS, PPO, BCConfig
+from headstart.learners import LEARNERS, PPO, BCConfig, Reflection
 
 SCHEMA = 1
 
@@ -227,6 +227,9 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
         "expert_steps": len(demos),
         "expert_queries": int(fitted.metrics.get("dagger/queries", 0)),
     }
+    if isinstance(learner, Reflection) and learner.config.rationale_weight:
+        some = np.linspace(0, len(demos) - 1, 12).astype(int)  # of the demonstrated states, from start to end
+        log.say("reflect/rationale", learner.explain({name: x[some] for name, x in demos.obs.items()}), fitted.updates)
     log.close()
     write_rows(run.directory / "metrics.csv", log.rows, kind="metrics")
     save_policy(model, weights)

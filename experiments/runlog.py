@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ class RunLog(KVWriter):
     def logger(self) -> Logger:
         """A Stable-Baselines3 logger that writes here."""
         return Logger(folder=None, output_formats=[self])
+
+    def say(self, tag: str, lines: Sequence[str], step: int) -> None:
+        """A list of sentences, for TensorBoard's text page."""
+        self.events.add_text(tag, "\n".join(f"- {line}" for line in lines), step)
 
     def describe(self, config: dict[str, Any], results: dict[str, float]) -> None:
         """Configuration as text, and hyper-parameters in this run's own events: add_hparams would open another."""

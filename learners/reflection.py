@@ -32,10 +32,10 @@ from tqdm import trange
 
 from headstart.envs import collect
 from headstart.envs.collect import Alternatives
-from headstart.envs.effects import EFFECTS, effects
+from headstart.envs.effects import EFFECTS, effects, explain
 from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
-from headstart.envs.simulator import Actor, Simulator, uniform_actor
+from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets
 from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
@@ -369,6 +369,14 @@ class Reflection:
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
         return Fitted(self.updates, self.env_steps, metrics)
+
+    @torch.no_grad()
+    def explain(self, obs: Obs) -> list[str]:
+        """In N states of a grid, before acting: what the preferred action will do, and what it is preferred over."""
+        if not self.config.rationale_weight:
+            raise UsageError("This policy has not learned to explain itself: fit it with rationale_weight above 0.")
+        effect, margin = self.rationale.predict(self.policy.features(as_tensors(obs, self.policy.device)))
+        return [explain(*of_one) for of_one in zip(obs["frames"][:, -1], effect, margin, strict=True)]
 
     def _try(self, states: Simulator, rng: np.random.Generator) -> Branches:
         c = self.config

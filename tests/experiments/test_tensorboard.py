@@ -82,6 +82,18 @@ def test_the_curve_starts_at_the_steps_spent_before_rl(runs: Path, arm: str) -> 
     assert points(runs / "door_key" / arm / "seed0") == expected(arm)
 
 
+def test_sentences_are_a_list_of_text(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, "warm_start")
+    log.say("reflect/rationale", ["pick up: takes the key", "forward: moves on"], 1500)
+    log.close()
+    events = accumulated(tmp_path)
+    (tag,) = events.Tags()["tensors"]
+    (event,) = events.Tensors(tag)
+    assert tag == "reflect/rationale/text_summary"
+    assert event.step == 1500
+    assert event.tensor_proto.string_val[0].decode() == "- pick up: takes the key\n- forward: moves on"
+
+
 def test_arms_share_their_tags(runs: Path) -> None:
     tags = [set(accumulated(runs / "door_key" / arm / "seed0").Tags()["scalars"]) for arm in SPENT]
     assert tags[0] == tags[1] == {TAG, "pretrain/loss", "rollout/ep_rew_mean", "time/fps"}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from headstart.envs import collect, engine
 from headstart.envs.collect import branch, collect_demos, practise, replay
-from headstart.envs.effects import effects
+from headstart.envs.effects import ACTIONS, effects
 from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_branches, mirror_obs
 from headstart.envs.simulator import Simulator, uniform_actor
@@ -578,6 +578,20 @@ def test_the_rationale_is_learned_of_own_states(env: HeadstartVecEnv, demos: Dem
         accuracy[shuffle] = metrics["rationale/effect_accuracy"], metrics["rationale/preferred_accuracy"]
     assert min(accuracy[False]) > 0.8
     assert accuracy[True][1] < 0.65
+
+
+def test_it_says_why_before_it_acts(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    """In English, from the present and what is remembered; no future is given."""
+    config = dataclasses.replace(small(batch_size=48, learning_rate=3e-3, hidden_past=0.0), rationale_weight=1.0)
+    learner = Reflection(fresh_policy(env), config)
+    learner.fit_policy(demos, [branches], [np.eye(7, dtype=np.float32)[demos.action]], updates=200)
+    said = learner.explain(demos.obs)
+    assert np.mean([text.startswith(ACTIONS[a]) for text, a in zip(said, demos.action, strict=True)]) > 0.8
+    assert all("; preferred over " in text for text in said)
+    key = int(np.flatnonzero(demos.action == 3)[0])  # where the expert picks up the key
+    assert said[key].startswith("pick up: takes the "), said[key]
+    with pytest.raises(UsageError, match="rationale_weight"):
+        Reflection(fresh_policy(env), SMALL).explain(demos.obs)
 
 
 def test_the_rationale_in_the_mirror(env: HeadstartVecEnv, branches: Branches) -> None:
