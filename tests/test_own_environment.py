@@ -1,6 +1,7 @@
 """Your own environment in ten lines: numbers, dictionaries, many buttons or any force, through the same learners."""
 
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,20 +15,8 @@ from headstart.envs.simulator import uniform_actor
 from headstart.learners import BC, IWM, LEARNERS, PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
 from headstart.models import HeadstartPolicy
 
-SNIPPET = """
-import gymnasium
-from headstart.envs import branch, demonstrate, make_vec_env
-from headstart.learners import PPO, Reflection
-from headstart.models import HeadstartPolicy
-
-make_env = lambda: gymnasium.make("Acrobot-v1")  # any Gymnasium environment that can be copied, or played again
-expert = lambda obs: 2 if obs[5] > 0 else 0  # a function of what it shows, or a model of Stable-Baselines3
-demos = demonstrate(make_env, expert, episodes=4)
-env = make_vec_env(demos, n_envs=16)
-model = PPO(HeadstartPolicy, env, seed=0)
-Reflection(model.policy).fit(demos, branch(demos), practise=env)
-model.learn(100_000)
-"""
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+SNIPPET = next(block for block in README.split("```python\n") if "demonstrate(" in block).split("```")[0]
 BC_CONFIG = BCConfig(updates=300, batch_size=64, hidden_past=0.0)
 SMALL = ReflectionConfig(
     bc=BC_CONFIG,
