@@ -140,82 +140,57 @@ class Reflection:
         self.imitator: HeadstartPolicy | None = None
         self.updates = self.env_steps = 0
 
-    # ---- losses ----
-    def judge_loss(
-        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, signs: Tensor, action: Tensor, tried: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Find the expert's future: observations (B, ...), futures (B, A, F), signs (B, A, S), actions (B,).
+    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
+        """All stages. ``branches``: every action at the demonstrated states; ``practise``: where fresh levels are."""
+        if branches is None or practise is None:
+            raise UsageError("Reflection needs fit(demos, branches, practise): branch(demos), and an environment.")
+        accept(self.policy, demos, branches, practise)
+        if self.config.rationale_weight and not (self.config.k is None and branches.tried.all()):
+            raise UsageError("A rationale says what every action does: try all of them, without k.")
+        if branches.action.shape[2] < self.config.horizon:
+            raise UsageError(
+                f"The judges look {self.config.horizon} steps ahead, but the branches at the demonstrations have "
+                f"{branches.action.shape[2]}. Pass branch(demos, horizon={self.config.horizon})."
+            )
+        c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
+        # 1. imitate
+        metrics = BC(self.policy, c.bc, seed=self.seed, log=self.log).fit(demos).metrics
+        self.updates = c.bc.total_updates
+        self.imitator = copy.deepcopy(self.policy)
+        # 2. judge
+        expert_states = collect.replay(demos)
+        metrics |= self.fit_judges(Branches.join([*self.drawn(branches, expert_states)]))
+        # 3. practise, 4. label, 5. learn
+        own: list[Branches] = []
+        labels: list[NDArray] = []
 
-        ``tried`` (B, A) says which of the futures are real.
-        """
-        credit = same_future_credit(future, action) & tried  # (B, A)
-        score = judge(obs, future, signs).masked_fill(~tried, -torch.inf)  # (B, A)
-        loss = contrast_loss(score, credit, label_smoothing=self.config.bc.label_smoothing)
-        accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
-        return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
+        def practise_from(start: Simulator, actor: Actor, steps: int) -> None:
+            """Act, try every action in some of the states that were reached, label them."""
+            states, walked = collect.practise(start, actor, steps=steps, rng=rng)
+            states = states.fork(self._choose(states, rng))
+            tried = self._try(states, rng)
+            label = self.label(tried, states)
+            sure = np.flatnonzero(label.max(1) >= c.confidence)
+            own.append(tried.take(sure))
+            labels.append(label[sure])
+            self.env_steps += walked + tried.env_steps
 
-    def policy_loss(
-        self,
-        expert_obs: dict[str, Tensor],
-        target: Tensor,
-        weight: Tensor,
-        own_obs: dict[str, Tensor],
-        label: Tensor,
-        why: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Imitate the expert (target (B, A), weight (B,)) and one's own judgement (label (B', A)).
+        if c.walks:
+            around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
+            wander = uniform_actor(around.n_actions)
+            self.env_steps += around.step(wander(around.observe(), rng))  # away from the expert
+            practise_from(around, wander, c.walk_steps - 1)
+        for _ in range(c.rounds):
+            practise_from(practise.fresh(c.levels, rng), self.policy.actor(), c.level_steps)
+            if not any(map(len, own)):
+                raise UsageError(f"confidence={c.confidence}: labels are so sure in no state. Lower it.")
+            metrics |= self.fit_policy(demos, own, labels, c.round_updates)
+        self.policy.warm_start = "reflect"
+        return Fitted(self.updates, self.env_steps, metrics)
 
-        ``why``: effects (B', A) and margins (B', A), if they are to be predicted too.
-        """
-        both = {name: torch.cat([expert_obs[name], own_obs[name]]) for name in expert_obs}
-        features = self.policy.features(both)
-        expert, own = self.policy.logits_of(features).split([len(target), len(label)])
-        imitation = soft_cross_entropy(expert, target, weight=weight, label_smoothing=self.config.bc.label_smoothing)
-        judged = soft_cross_entropy(own, label)
-        loss = imitation + self.config.own_weight * judged
-        agreed = target.gather(1, expert.argmax(1, keepdim=True)).flatten()
-        metrics = {
-            "bc/loss": float(imitation.detach()),
-            "bc/accuracy": float((agreed * weight).sum() / weight.sum()),
-            "reflect/own_loss": float(judged.detach()),
-            "reflect/own_agreement": float((own.argmax(1) == label.argmax(1)).float().mean()),
-        }
-        if why is not None:
-            explained, found = self.rationale.loss(features[len(target) :], *why)
-            loss = loss + self.config.rationale_weight * explained
-            metrics |= found
-        return loss, metrics
-
-    def consequences(self, branches: Branches) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """What is judged: futures (N, A, F), and signs of them (N, A, S).
-
-        Seen before? In a grid: turned to the left? to the right? (Views alone do not tell where everything moves.) And,
-        where that is shown: over?
-        """
-        last = self.config.judge.horizon - 1
-        future, signs = branches.future[:, :, last], [branches.revisit]
-        if self.policy.layout.grid:
-            turned = (future[:, :, -1].astype(int) - branches.frame[:, None, -1]) % 4
-            signs += [turned == 3, turned == 1]
-        if self.config.judge.sees_end:
-            signs.append(branches.ended[:, :, last])
-        return future, np.stack(signs, axis=2)
-
-    def drawn(self, branches: Branches, states: Simulator | None) -> Iterator[Branches]:
-        """The branches of the states; where luck decides, also ``config.draws`` - 1 times more with other luck."""
-        yield branches
-        for draw in range(1, self.config.draws):
-            luck = int(np.random.default_rng([self.seed, self.env_steps, draw]).integers(2**63))
-            again = None if states is None else states.luck(luck)
-            if again is None:
-                return
-            tried = self._try(again, np.random.default_rng(luck))
-            self.env_steps += tried.env_steps
-            yield replace(tried, expert_action=branches.expert_action)
-
-    # ---- stages ----
+    # ---- 2. judge ----
     def fit_judges(self, branches: Branches) -> dict[str, float]:
-        """Stage 2, on branches at expert states. Members differ in their first weights and in what they see when."""
+        """On branches at expert states. Members differ in their first weights and in what they see when."""
         c, bc, device = self.config.judge, self.config.bc, self.policy.device
         generator = torch.Generator().manual_seed(self.seed)
         seen = [branches, mirror_branches(branches)] if bc.mirror and self.policy.layout.grid else [branches]
@@ -244,8 +219,65 @@ class Reflection:
             judge.eval()
         return metrics
 
+    def judge_loss(
+        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, signs: Tensor, action: Tensor, tried: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Find the expert's future: observations (B, ...), futures (B, A, F), signs (B, A, S), actions (B,).
+
+        ``tried`` (B, A) says which of the futures are real.
+        """
+        credit = same_future_credit(future, action) & tried  # (B, A)
+        score = judge(obs, future, signs).masked_fill(~tried, -torch.inf)  # (B, A)
+        loss = contrast_loss(score, credit, label_smoothing=self.config.bc.label_smoothing)
+        accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
+        return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
+
+    def consequences(self, branches: Branches) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """What is judged: futures (N, A, F), and signs of them (N, A, S).
+
+        Seen before? In a grid: turned to the left? to the right? (Views alone do not tell where everything moves.) And,
+        where that is shown: over?
+        """
+        last = self.config.judge.horizon - 1
+        future, signs = branches.future[:, :, last], [branches.revisit]
+        if self.policy.layout.grid:
+            turned = (future[:, :, -1].astype(int) - branches.frame[:, None, -1]) % 4
+            signs += [turned == 3, turned == 1]
+        if self.config.judge.sees_end:
+            signs.append(branches.ended[:, :, last])
+        return future, np.stack(signs, axis=2)
+
+    # ---- 3. practise ----
+    def _choose(self, states: Simulator, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Where to try all actions, at most ``config.states`` of the states."""
+        n = min(len(states), self.config.states)
+        if self.config.where == "random" or n == len(states):
+            return np.sort(rng.choice(len(states), n, replace=False))
+        p = self.policy.probabilities(states.observe())
+        doubt = -(p * np.log(np.maximum(p, 1e-12))).sum(1)
+        return np.sort(np.argsort(-doubt, kind="stable")[:n])
+
+    def _try(self, states: Simulator, rng: np.random.Generator) -> Branches:
+        c = self.config
+        return collect.branch(
+            states, horizon=c.horizon, actor=self.policy.actor(), rng=rng, k=c.k, alternatives=c.alternatives
+        )
+
+    def drawn(self, branches: Branches, states: Simulator | None) -> Iterator[Branches]:
+        """The branches of the states; where luck decides, also ``config.draws`` - 1 times more with other luck."""
+        yield branches
+        for draw in range(1, self.config.draws):
+            luck = int(np.random.default_rng([self.seed, self.env_steps, draw]).integers(2**63))
+            again = None if states is None else states.luck(luck)
+            if again is None:
+                return
+            tried = self._try(again, np.random.default_rng(luck))
+            self.env_steps += tried.env_steps
+            yield replace(tried, expert_action=branches.expert_action)
+
+    # ---- 4. label ----
     def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """Stage 4: what to do (N, A), by judgement and by imitation.
+        """What to do (N, A), by judgement and by imitation.
 
         ``states`` (N) are those that have been branched, so that they can be branched with other luck.
         """
@@ -271,8 +303,9 @@ class Reflection:
             judged.append(log_p.mean(0))
         return np.where(branches.tried, torch.cat(judged).cpu().numpy(), -np.inf)
 
+    # ---- 5. learn ----
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
-        """Stage 5, on the demonstrations and all own states so far."""
+        """On the demonstrations and all own states so far."""
         bc, policy = self.config.bc, self.policy
         generator = torch.Generator().manual_seed(self.seed + self.updates)
         expert_obs, target, weight = imitation_targets(policy, demos, bc.mirror)
@@ -314,61 +347,49 @@ class Reflection:
             self._count(metrics)
         return metrics
 
+    def policy_loss(
+        self,
+        expert_obs: dict[str, Tensor],
+        target: Tensor,
+        weight: Tensor,
+        own_obs: dict[str, Tensor],
+        label: Tensor,
+        why: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Imitate the expert (target (B, A), weight (B,)) and one's own judgement (label (B', A)).
+
+        ``why``: effects (B', A) and margins (B', A), if they are to be predicted too.
+        """
+        both = {name: torch.cat([expert_obs[name], own_obs[name]]) for name in expert_obs}
+        features = self.policy.features(both)
+        expert, own = self.policy.logits_of(features).split([len(target), len(label)])
+        imitation = soft_cross_entropy(expert, target, weight=weight, label_smoothing=self.config.bc.label_smoothing)
+        judged = soft_cross_entropy(own, label)
+        loss = imitation + self.config.own_weight * judged
+        agreed = target.gather(1, expert.argmax(1, keepdim=True)).flatten()
+        metrics = {
+            "bc/loss": float(imitation.detach()),
+            "bc/accuracy": float((agreed * weight).sum() / weight.sum()),
+            "reflect/own_loss": float(judged.detach()),
+            "reflect/own_agreement": float((own.argmax(1) == label.argmax(1)).float().mean()),
+        }
+        if why is not None:
+            explained, found = self.rationale.loss(features[len(target) :], *why)
+            loss = loss + self.config.rationale_weight * explained
+            metrics |= found
+        return loss, metrics
+
+    # ---- the rationale ----
     def _rationales(self, own: list[Branches], labels: list[NDArray]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """What the actions did (N, A) and how they were judged (N, A) in all own states, then in the mirror."""
         effect = np.concatenate([effects(b.frame, b.future[:, :, 0]) for b in own])
         margin = margins(np.concatenate(labels))
         if self.config.shuffled_rationale:
             effect, margin = shuffled(effect, margin, np.random.default_rng([self.seed, self.updates]))
-        if self.config.bc.mirror:
+        if self.config.bc.mirror and self.policy.layout.grid:
             there = mirror_action(np.arange(self.policy.n_actions))
             effect, margin = np.concatenate([effect, effect[:, there]]), np.concatenate([margin, margin[:, there]])
         return effect, margin
-
-    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
-        """All stages. ``branches``: every action at the demonstrated states; ``practise``: where fresh levels are."""
-        if branches is None or practise is None:
-            raise UsageError("Reflection needs fit(demos, branches, practise): branch(demos), and an environment.")
-        accept(self.policy, demos, branches, practise)
-        if self.config.rationale_weight and not (self.config.k is None and branches.tried.all()):
-            raise UsageError("A rationale says what every action does: try all of them, without k.")
-        if branches.action.shape[2] < self.config.horizon:
-            raise UsageError(
-                f"The judges look {self.config.horizon} steps ahead, but the branches at the demonstrations have "
-                f"{branches.action.shape[2]}. Pass branch(demos, horizon={self.config.horizon})."
-            )
-        c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
-        metrics = BC(self.policy, c.bc, seed=self.seed, log=self.log).fit(demos).metrics
-        self.updates = c.bc.total_updates
-        self.imitator = copy.deepcopy(self.policy)
-        expert_states = collect.replay(demos)
-        metrics |= self.fit_judges(Branches.join([*self.drawn(branches, expert_states)]))
-        own: list[Branches] = []
-        labels: list[NDArray] = []
-
-        def practise_from(start: Simulator, actor: Actor, steps: int) -> None:
-            """Stages 3 and 4: act, try every action in some of the states that were reached, label them."""
-            states, walked = collect.practise(start, actor, steps=steps, rng=rng)
-            states = states.fork(self._choose(states, rng))
-            tried = self._try(states, rng)
-            label = self.label(tried, states)
-            sure = np.flatnonzero(label.max(1) >= c.confidence)
-            own.append(tried.take(sure))
-            labels.append(label[sure])
-            self.env_steps += walked + tried.env_steps
-
-        if c.walks:
-            around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
-            wander = uniform_actor(around.n_actions)
-            self.env_steps += around.step(wander(around.observe(), rng))  # away from the expert
-            practise_from(around, wander, c.walk_steps - 1)
-        for _ in range(c.rounds):
-            practise_from(practise.fresh(c.levels, rng), self.policy.actor(), c.level_steps)
-            if not any(map(len, own)):
-                raise UsageError(f"confidence={c.confidence}: labels are so sure in no state. Lower it.")
-            metrics |= self.fit_policy(demos, own, labels, c.round_updates)
-        self.policy.warm_start = "reflect"
-        return Fitted(self.updates, self.env_steps, metrics)
 
     @torch.no_grad()
     def explain(self, obs: Obs) -> list[str]:
@@ -377,21 +398,6 @@ class Reflection:
             raise UsageError("This policy has not learned to explain itself: fit it with rationale_weight above 0.")
         effect, margin = self.rationale.predict(self.policy.features(as_tensors(obs, self.policy.device)))
         return [explain(*of_one) for of_one in zip(obs["frames"][:, -1], effect, margin, strict=True)]
-
-    def _try(self, states: Simulator, rng: np.random.Generator) -> Branches:
-        c = self.config
-        return collect.branch(
-            states, horizon=c.horizon, actor=self.policy.actor(), rng=rng, k=c.k, alternatives=c.alternatives
-        )
-
-    def _choose(self, states: Simulator, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Where to try all actions, at most ``config.states`` of the states."""
-        n = min(len(states), self.config.states)
-        if self.config.where == "random" or n == len(states):
-            return np.sort(rng.choice(len(states), n, replace=False))
-        p = self.policy.probabilities(states.observe())
-        doubt = -(p * np.log(np.maximum(p, 1e-12))).sum(1)
-        return np.sort(np.argsort(-doubt, kind="stable")[:n])
 
     def _count(self, metrics: dict[str, float]) -> None:
         self.updates += 1
