@@ -77,6 +77,7 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
         "reflect": Arm(reflect, memory, rl=True),
     }
     others: dict[str, LearnerConfig] = {
+        "iwm_joint": IWMConfig(bc=bc, mode="joint"),
         "inverse": InverseConfig(bc=bc),
         "preference": PreferenceConfig(bc=bc),
         "star": StarConfig(bc=bc),
@@ -89,7 +90,8 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
         "dagger": DaggerConfig(reflect),
     }
     methods = {name: arm.learner for name, arm in main.items() if name in ("iwm", "reflect")} | others
-    matched = {f"{name}_matched": within(config, bc.updates) for name, config in methods.items() if config}
+    longer = {name: config for name, config in methods.items() if config and config.total_updates > bc.updates}
+    matched = {f"{name}_matched": within(config, bc.updates) for name, config in longer.items()}
     return main | {name: Arm(config, memory, rl=False, main=False) for name, config in {**others, **matched}.items()}
 
 

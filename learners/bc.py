@@ -12,12 +12,13 @@ next one well (the copycat problem, arXiv 2010.14876): hiding the past of some s
 the baseline of everything else here, so it is tuned as hard: see experiments/tune.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import trange
 
 from headstart.envs.errors import DataError
@@ -86,8 +87,19 @@ def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> tu
 
 
 class BC:
-    def __init__(self, policy: HeadstartPolicy, config: BCConfig | None = None, *, seed: int = 0, log: Log = silent):
+    """``beside``: a loss of the same trunk that is added in every update, and the parameters that are its own."""
+
+    def __init__(
+        self,
+        policy: HeadstartPolicy,
+        config: BCConfig | None = None,
+        *,
+        seed: int = 0,
+        log: Log = silent,
+        beside: tuple[Callable[[], tuple[Tensor, dict[str, float]]], list[nn.Parameter]] | None = None,
+    ):
         self.policy, self.config, self.seed, self.log = policy, config or BCConfig(), seed, log
+        self.beside = beside
 
     def loss(self, obs: dict[str, Tensor], target: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Imitation loss of a batch: observations (B, ...), the expert's actions (B, A), weights (B,)."""
@@ -107,8 +119,9 @@ class BC:
             as_tensors(obs, policy.device),
             *(torch.as_tensor(x, device=policy.device) for x in (target, weight)),
         )
+        beside, parameters = self.beside or (None, [])
         optimizer, schedule = adamw(
-            policy.actor_parameters(),
+            [*policy.actor_parameters(), *parameters],
             learning_rate=c.learning_rate,
             weight_decay=c.weight_decay,
             updates=c.updates,
@@ -120,6 +133,9 @@ class BC:
             batch = {name: value[i] for name, value in obs.items()}
             batch = hide_past(batch, policy.n_actions, c.hidden_past, c.hidden_actions, generator)
             loss, metrics = self.loss(batch, target[i], weight[i])
+            if beside is not None:
+                other, found = beside()
+                loss, metrics = loss + other, metrics | found
             finite(loss, "bc", update)
             optimizer.zero_grad()
             loss.backward()

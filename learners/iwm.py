@@ -4,12 +4,15 @@
     then L_IL on the expert's pairs              same parameters theta
 
 Departures from the paper: the future is the next view, cell by cell, not text; or the next numbers, as a Gaussian of
-their change, where an environment shows numbers. Six alternatives in ten change
-nothing, so changed cells weigh more and transitions that change nothing are drawn as often as those that do.
-The head that predicts is thrown away; "implicit" means that the policy's trunk has had to carry what it needs.
+their change, where an environment shows numbers. Six alternatives in ten change nothing, so changed cells weigh more
+and transitions that change nothing are drawn as often as those that do. The head that predicts is thrown away;
+"implicit" means that the policy's trunk has had to carry what it needs. What is carried needs no target of its own:
+MiniGrid shows it in the agent's own cell of the view.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,6 +43,10 @@ class IWMConfig:
     """AdamW's decoupled weight decay."""
     changed_weight: float = 10.0
     """How much more a cell counts when the action has changed it."""
+    mode: Literal["two_stage", "joint"] = "two_stage"
+    """Predict, then imitate (the paper's); or both in every update of imitation, as a weighted sum."""
+    joint_weight: float = 0.1
+    """Weight of the world model's loss beside imitation's, in the joint mode."""
     horizon: int = 4
     """Steps of the branches that it learns from: each action, then the agent's own."""
     bc: BCConfig = field(default_factory=BCConfig)
@@ -48,7 +55,7 @@ class IWMConfig:
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, imitation included."""
-        return self.updates + self.bc.total_updates
+        return self.bc.total_updates + (self.updates if self.mode == "two_stage" else 0)
 
 
 class IWM:
@@ -71,28 +78,26 @@ class IWM:
         }
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
-        """Two stages: predict the branches, then imitate the demonstrations."""
+        """Predict the branches and imitate the demonstrations, one after the other or together."""
         if branches is None:
             raise UsageError("IWM learns from branches: pass fit(demos, branches), from envs.branch(demos).")
         accept(self.policy, demos, branches, practise)
         c = self.config
-        metrics = self.predict(branches)
-        imitation = BC(self.policy, c.bc, seed=self.seed, log=lambda u, m: self.log(c.updates + u, m)).fit(demos)
+        if c.mode not in ("two_stage", "joint"):
+            raise UsageError(f"IWMConfig.mode={c.mode!r}: choose 'two_stage' or 'joint'.")
+        if c.mode == "joint":
+            metrics, before, beside = {}, 0, (self._beside(branches), [*self.head.parameters()])
+        else:
+            metrics, before, beside = self.predict(branches), c.updates, None
+        log = lambda update, found: self.log(before + update, found)  # noqa: E731
+        imitation = BC(self.policy, c.bc, seed=self.seed, log=log, beside=beside).fit(demos)
         self.policy.warm_start = "iwm"
-        return Fitted(updates=c.updates + imitation.updates, metrics={**metrics, **imitation.metrics})
+        return Fitted(updates=c.total_updates, metrics={**metrics, **imitation.metrics})
 
     def predict(self, branches: Branches) -> dict[str, float]:
         """The first stage alone: trunk and head learn what follows, for whatever comes after it."""
         c, policy = self.config, self.policy
-        generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if c.bc.mirror and policy.layout.grid else [branches]
-        parts = [part.transitions() for part in seen]
-        before = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
-        action, future = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
-        changes = policy.layout.changed(before["frames"][:, -1], future).any(1)
-        pools = [torch.as_tensor(np.flatnonzero(pool)) for pool in (changes, ~changes) if pool.any()]
-        obs = as_tensors(before, policy.device)
-        action, future = (torch.as_tensor(x, device=policy.device) for x in (action, future))
+        draw = self._transitions(branches)
         optimizer, schedule = adamw(
             [*policy.features_extractor.parameters(), *self.head.parameters()],
             learning_rate=c.learning_rate,
@@ -101,10 +106,7 @@ class IWM:
         )
         metrics: dict[str, float] = {}
         for update in trange(c.updates, desc="predict", unit="update", delay=2, leave=False, disable=None):
-            share = c.batch_size // len(pools)
-            drawn = [pool[torch.randint(len(pool), (share,), generator=generator)] for pool in pools]
-            i = torch.cat(drawn).to(policy.device)
-            loss, metrics = self.loss({name: value[i] for name, value in obs.items()}, action[i], future[i])
+            loss, metrics = self.loss(*draw())
             finite(loss, "iwm", update)
             optimizer.zero_grad()
             loss.backward()
@@ -113,3 +115,37 @@ class IWM:
             if (update + 1) % 50 == 0:
                 self.log(update + 1, metrics)
         return metrics
+
+    def _beside(self, branches: Branches) -> Callable[[], tuple[Tensor, dict[str, float]]]:
+        """The world model's loss of a fresh batch, weighted, for imitation to add to its own."""
+        draw = self._transitions(branches)
+
+        def beside() -> tuple[Tensor, dict[str, float]]:
+            loss, metrics = self.loss(*draw())
+            return self.config.joint_weight * loss, metrics
+
+        return beside
+
+    def _transitions(self, branches: Branches) -> Callable[[], tuple[dict[str, Tensor], Tensor, Tensor]]:
+        """Draws batches of executed actions: observations (B, ...), actions (B,), frames that followed (B, F).
+
+        Those that change something and those that do not are drawn equally often.
+        """
+        c, policy = self.config, self.policy
+        generator = torch.Generator().manual_seed(self.seed)
+        seen = [branches, mirror_branches(branches)] if c.bc.mirror and policy.layout.grid else [branches]
+        parts = [part.transitions() for part in seen]
+        before = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
+        actions, futures = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
+        changes = policy.layout.changed(before["frames"][:, -1], futures).any(1)
+        pools = [torch.as_tensor(np.flatnonzero(pool)) for pool in (changes, ~changes) if pool.any()]
+        obs = as_tensors(before, policy.device)
+        action, future = (torch.as_tensor(x, device=policy.device) for x in (actions, futures))
+
+        def draw() -> tuple[dict[str, Tensor], Tensor, Tensor]:
+            share = c.batch_size // len(pools)
+            drawn = [pool[torch.randint(len(pool), (share,), generator=generator)] for pool in pools]
+            i = torch.cat(drawn).to(policy.device)
+            return {name: value[i] for name, value in obs.items()}, action[i], future[i]
+
+        return draw

@@ -16,7 +16,7 @@ from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import IWM, PPO, BCConfig, Fitted, IWMConfig, iwm
+from headstart.learners import BC, IWM, PPO, BCConfig, Fitted, IWMConfig, iwm
 from headstart.models import HeadstartPolicy
 from headstart.models.encoders import CELL_PARTS, CELLS, cell_classes
 from headstart.models.policy import as_tensors
@@ -212,3 +212,28 @@ def test_a_batch_of_futures_is_learned_by_heart(env: HeadstartVecEnv, demos: Dem
 def test_it_needs_branches(env: HeadstartVecEnv, demos: Demos) -> None:
     with pytest.raises(UsageError, match=r"envs\.branch\(demos\)"):
         IWM(fresh_policy(env), SMALL).fit(demos)
+
+
+# ---- both together ----
+def test_jointly_it_predicts_while_it_imitates(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    """As many updates as imitation alone; and with a weight of nothing it is imitation alone, to the bit."""
+    policies = {}
+    for weight in (0.0, 1.0):
+        policy = fresh_policy(env)
+        learner = IWM(policy, dataclasses.replace(SMALL, mode="joint", joint_weight=weight))
+        before = [p.detach().clone() for p in learner.head.parameters()]
+        fitted = learner.fit(demos, branches)
+        assert fitted.updates == SMALL.bc.updates
+        assert {"bc/loss", "iwm/loss"} <= fitted.metrics.keys()
+        moved = [not torch.equal(p, b) for p, b in zip(learner.head.parameters(), before, strict=True)]
+        assert all(moved) if weight else True
+        policies[weight] = weights(policy)
+    alone = fresh_policy(env)
+    BC(alone, SMALL.bc).fit(demos)
+    assert all(torch.equal(policies[0.0][name], value) for name, value in weights(alone).items())
+    assert not all(torch.equal(policies[1.0][name], value) for name, value in weights(alone).items())
+
+
+def test_another_mode_is_refused(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    with pytest.raises(UsageError, match="mode='both'"):
+        IWM(fresh_policy(env), dataclasses.replace(SMALL, mode="both")).fit(demos, branches)  # type: ignore[arg-type]
