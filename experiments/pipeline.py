@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from headstart.envs import storage
 from headstart.envs.banks import bank
@@ -40,11 +41,12 @@ from headstart.envs.errors import DataError, UsageError
 from headstart.envs.instructions import ALTERATIONS, has_instructions
 from headstart.envs.registry import Environment
 from headstart.envs.simulator import GridStates
-from headstart.envs.transitions import Demos
+from headstart.envs.transitions import Branches, Demos
 from headstart.experiments.arms import Arm
 from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy
 from headstart.experiments.runlog import RunLog, flat, write_rows
-from headstart.learners import LEARNERS, PPO, BCConfig, Reflection
+from headstart.experiments.views import beside
+from headstart.learners import IWM, LEARNERS, PPO, BCConfig, Reflection
 
 SCHEMA = 1
 
@@ -227,6 +229,8 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
         "expert_steps": len(demos),
         "expert_queries": int(fitted.metrics.get("dagger/queries", 0)),
     }
+    if isinstance(learner, IWM) and branches:
+        log.show("iwm/before_after_predicted", _predictions(learner, branches), fitted.updates)
     if isinstance(learner, Reflection) and learner.config.rationale_weight:
         some = np.linspace(0, len(demos) - 1, 12).astype(int)  # of the demonstrated states, from start to end
         log.say("reflect/rationale", learner.explain({name: x[some] for name, x in demos.obs.items()}), fitted.updates)
@@ -237,6 +241,18 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
     seconds_taken = {"warm_start": round(time.monotonic() - started, 1)}  # branches and practice included
     storage.save_json(run.directory / "timing.json", seconds_taken, kind="timing", schema=SCHEMA)
     return cost
+
+
+def _predictions(learner: IWM, branches: Branches) -> NDArray[np.uint8]:
+    """Views before six actions that change something, after them, and as the world model predicts them, side by side.
+
+    After imitation, unless that has been joint: what the trunk still knows.
+    """
+    obs, action, after = branches.transitions()
+    changing = np.flatnonzero((obs["frames"][:, -1] != after).any(1))
+    some = changing[np.linspace(0, len(changing) - 1, 6).astype(int)]
+    obs = {name: x[some] for name, x in obs.items()}
+    return beside(obs["frames"][:, -1], after[some], learner.foresee(obs, action[some]))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.logger import KVWriter, Logger
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -82,6 +83,10 @@ class RunLog(KVWriter):
     def say(self, tag: str, lines: Sequence[str], step: int) -> None:
         """A list of sentences, for TensorBoard's text page."""
         self.events.add_text(tag, "\n".join(f"- {line}" for line in lines), step)
+
+    def show(self, tag: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Pixels (height, width, 3), for TensorBoard's page of images."""
+        self.events.add_image(tag, picture, step, dataformats="HWC")
 
     def describe(self, config: dict[str, Any], results: dict[str, float]) -> None:
         """Configuration as text, and hyper-parameters in this run's own events: add_hparams would open another."""

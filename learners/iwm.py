@@ -16,14 +16,17 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import trange
 
 from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_branches
+from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig
 from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
+from headstart.models.encoders import CELL_PARTS
 from headstart.models.optimizer import adamw
 from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.world_model import world_model_head
@@ -93,6 +96,17 @@ class IWM:
         imitation = BC(self.policy, c.bc, seed=self.seed, log=log, beside=beside).fit(demos)
         self.policy.warm_start = "iwm"
         return Fitted(updates=c.total_updates, metrics={**metrics, **imitation.metrics})
+
+    @torch.no_grad()
+    def foresee(self, obs: Obs, action: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The frames (N, 50) that are expected after actions (N,) in N states of a grid; the direction is left out."""
+        if not self.policy.layout.grid:
+            raise UsageError("Only views of a grid can be foreseen as frames; this environment shows numbers.")
+        on = torch.as_tensor(action, device=self.policy.device)
+        parts = self.head(self.policy.features(as_tensors(obs, self.policy.device)), on)
+        kind, color, state = (part.argmax(-1) for part in parts)
+        cells = kind * CELL_PARTS[1] * CELL_PARTS[2] + color * CELL_PARTS[2] + state
+        return np.pad(cells.cpu().numpy().astype(np.uint8), ((0, 0), (0, 1)))
 
     def predict(self, branches: Branches) -> dict[str, float]:
         """The first stage alone: trunk and head learn what follows, for whatever comes after it."""

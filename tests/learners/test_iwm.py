@@ -237,3 +237,15 @@ def test_jointly_it_predicts_while_it_imitates(env: HeadstartVecEnv, demos: Demo
 def test_another_mode_is_refused(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     with pytest.raises(UsageError, match="mode='both'"):
         IWM(fresh_policy(env), dataclasses.replace(SMALL, mode="both")).fit(demos, branches)  # type: ignore[arg-type]
+
+
+def test_foreseen_frames_are_the_likeliest_cells(env: HeadstartVecEnv, branches: Branches) -> None:
+    obs, action, after = (x if isinstance(x, dict) else x[:9] for x in branches.transitions())
+    obs = {name: x[:9] for name, x in obs.items()}
+    learner = IWM(fresh_policy(env), SMALL)
+    truth = torch.as_tensor(after[:, :CELLS])
+    learner.head.forward = lambda features, action: certain(truth)  # type: ignore[assignment]
+    foreseen = learner.foresee(obs, action)
+    np.testing.assert_equal(foreseen[:, :CELLS], after[:, :CELLS])
+    assert foreseen.shape == after.shape
+    assert foreseen.dtype == np.uint8
