@@ -163,6 +163,47 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Watch a trained policy: episodes on test levels as a GIF, with what was asked, done and why below the picture."""
+
+    env: Annotated[Positional[str], arg(metavar="ENV")]
+    """Name of the environment, as `headstart list` shows it."""
+    arm: Annotated[str, arg(metavar="ARM")] = "reflect"
+    """Whose policy: after PPO if the arm has had any, otherwise its warm start."""
+    seed: Annotated[int, arg(metavar="K")] = 0
+    """Seed of the run."""
+    episodes: Annotated[int, arg(metavar="N")] = 3
+    """Number of episodes."""
+    greedy: Flag = False
+    """Always take the likeliest action."""
+    to: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: watch.gif in the run)")] = None
+    """Where the GIF is written."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("runs")
+    """Directory of the results."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def __call__(self) -> int:
+        experiment = _experiment(self.env)
+        if self.arm not in experiment.arms:
+            raise UsageError(
+                f"--arm: {experiment.name} has no arm {self.arm!r}.{_meant(self.arm, experiment.arms)} "
+                f"Its arms are {', '.join(experiment.arms)}."
+            )
+
+        from headstart.experiments.pipeline import Run as ArmRun
+        from headstart.experiments.watch import watch
+
+        run = ArmRun(experiment, self.arm, self.seed, self.out)
+        path = self.to or run.directory / "watch.gif"
+        played = watch(run, path, episodes=self.episodes, greedy=self.greedy)
+        solved = sum(one.success for one in played)
+        print(f"{solved} of {len(played)} solved, in {', '.join(str(len(one.actions)) for one in played)} steps")
+        print(path)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """Compare the arms over all environments that have finished runs, and with what was claimed beforehand."""
 
@@ -233,7 +274,7 @@ class Doctor:
         return doctor.doctor(self.out)
 
 
-VERBS = {"run": Run, "study": Study, "list": List, "check": Check, "doctor": Doctor}
+VERBS = {"run": Run, "watch": Watch, "study": Study, "list": List, "check": Check, "doctor": Doctor}
 DESCRIPTION = """Warm starts for reinforcement learning: agents learn from the futures of their own actions.
 
 Start with `headstart run door_key`; `headstart VERB --help` explains a verb, `headstart --version` names the version.

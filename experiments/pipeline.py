@@ -232,6 +232,8 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
     if isinstance(learner, IWM) and branches:
         log.show("iwm/before_after_predicted", _predictions(learner, branches), fitted.updates)
     if isinstance(learner, Reflection) and learner.config.rationale_weight:
+        head = dict(learner.rationale.state_dict())
+        storage.save_weights(run.directory / "rationale.safetensors", head, kind="rationale", schema=SCHEMA, meta={})
         some = np.linspace(0, len(demos) - 1, 12).astype(int)  # of the demonstrated states, from start to end
         log.say("reflect/rationale", learner.explain({name: x[some] for name, x in demos.obs.items()}), fitted.updates)
     log.close()
