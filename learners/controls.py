@@ -159,12 +159,14 @@ class Dagger(Control):
         self.queries = self.unanswered = 0
 
     def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """The expert's action, smoothed as all its labels are; zero where it has no answer."""
+        """The expert's action, as smooth and then as sharp as reflection's labels are; zero where it has no answer."""
         action = advice(states)
         self.queries += len(action)
         self.unanswered += int((action < 0).sum())
         n_actions, smoothing = self.policy.n_actions, self.config.bc.label_smoothing
         label = (1 - smoothing) * np.eye(n_actions)[action] + smoothing / n_actions
+        label = label ** (1 / self.config.judge.temperature)
+        label = label / label.sum(1, keepdims=True)
         return np.where(action[:, None] >= 0, label, 0.0).astype(np.float32)
 
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:

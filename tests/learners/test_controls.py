@@ -217,7 +217,7 @@ def test_a_random_judge_judges_consequences_with_conviction(
 def test_the_expert_is_asked_in_the_states_that_reflection_judges(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
-    """As often as there are such states. Labels are smoothed as in bc."""
+    """As often as there are such states. Labels are smoothed as in bc, and sharpened as in reflection."""
     asked: list[int] = []
     monkeypatch.setattr(controls, "advice", lambda states: (asked.append(len(states)), advice(states))[1])
     learner = make(Dagger, env)
@@ -229,7 +229,9 @@ def test_the_expert_is_asked_in_the_states_that_reflection_judges(
     for _, states, given in labels:
         told = advice(states)
         assert (given.sum(1) > 0).tolist() == (told >= 0).tolist()
-        np.testing.assert_allclose(given[told >= 0], 0.9 * np.eye(7)[told[told >= 0]] + 0.1 / 7, rtol=1e-5)
+        sure, unsure = (0.9 + 0.1 / 7) ** 2, (0.1 / 7) ** 2  # smoothed, then at temperature one half
+        wanted = (np.eye(7)[told[told >= 0]] * (sure - unsure) + unsure) / (sure + 6 * unsure)
+        np.testing.assert_allclose(given[told >= 0], wanted, rtol=1e-4)
 
 
 def test_states_without_an_answer_are_left_out_and_counted(
