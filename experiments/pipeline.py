@@ -46,7 +46,7 @@ from headstart.experiments.arms import Arm
 from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy
 from headstart.experiments.runlog import RunLog, flat, write_rows
 from headstart.experiments.views import beside
-from headstart.learners import IWM, LEARNERS, PPO, BCConfig, Reflection
+from headstart.learners import IWM, LEARNERS, PPO, Reflection
 
 SCHEMA = 1
 
@@ -246,12 +246,14 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
 
 
 def _predictions(learner: IWM, branches: Branches) -> NDArray[np.uint8]:
-    """Views before six actions that change something, after them, and as the world model predicts them, side by side.
+    """Views before six actions, after them, and as the world model predicts them, side by side.
 
-    After imitation, unless that has been joint: what the trunk still knows.
+    Actions that change something, if there are any. After imitation, unless that has been joint: what the trunk still
+    knows.
     """
     obs, action, after = branches.transitions()
     changing = np.flatnonzero((obs["frames"][:, -1] != after).any(1))
+    changing = changing if len(changing) else np.arange(len(after))
     some = changing[np.linspace(0, len(changing) - 1, 6).astype(int)]
     obs = {name: x[some] for name, x in obs.items()}
     return beside(obs["frames"][:, -1], after[some], learner.foresee(obs, action[some]))
@@ -365,15 +367,14 @@ def _versions(run: Run) -> dict[str, Any]:
 
 
 # Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
-_SECONDS_PER_UPDATE = 0.02  # with a memory of four frames; of bc half as many
+_SECONDS_PER_UPDATE = 0.017
 _RL_STEPS_PER_SECOND = 2500
 
 
 def seconds(experiment: Experiment, name: str) -> tuple[float, float]:
     """Estimated seconds of an arm's fit and test, and of its PPO."""
     arm = experiment.arms[name]
-    per_update = _SECONDS_PER_UPDATE / (2 if isinstance(arm.learner, BCConfig) else 1)
-    fit = per_update * arm.learner.total_updates if arm.learner else 0.0
+    fit = _SECONDS_PER_UPDATE * arm.learner.total_updates if arm.learner else 0.0
     return fit + 3.0, experiment.rl.steps / _RL_STEPS_PER_SECOND if arm.rl else 0.0
 
 

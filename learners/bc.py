@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from headstart.envs.errors import DataError
-from headstart.envs.mirror import mirror_action, mirror_obs
+from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
@@ -32,7 +32,7 @@ from headstart.models.losses import soft_cross_entropy
 from headstart.models.optimizer import adamw
 from headstart.models.policy import HeadstartPolicy, as_tensors
 
-__all__ = ["BC", "BCConfig", "imitation_targets"]
+__all__ = ["BC", "BCConfig", "imitation_targets", "with_mirrored"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> tu
     np.add.at(taken, (place.numpy(), action), 1.0)
     count = taken.sum(1)
     return {name: value[first] for name, value in obs.items()}, taken / count[:, None], count / count.mean()
+
+
+def with_mirrored(policy: HeadstartPolicy, branches: Branches, mirror: bool) -> list[Branches]:
+    """The branches, and beside them their mirror image if it is wanted and there is one."""
+    return [branches, mirror_branches(branches)] if mirror and policy.layout.grid else [branches]
 
 
 class BC:

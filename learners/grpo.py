@@ -25,7 +25,7 @@ from torch import Tensor
 from headstart.envs.errors import Diverged, UsageError
 from headstart.envs.simulator import Obs, Simulator
 from headstart.learners.learner import Log, Practice, silent
-from headstart.models.policy import HeadstartPolicy, as_tensors
+from headstart.models.policy import HeadstartPolicy, as_tensors, draw
 
 __all__ = ["GRPO", "GRPOConfig", "group_advantage"]
 
@@ -140,9 +140,7 @@ class GRPO:
         while len(who):
             obs = playing.observe()
             p = self.policy.probabilities(obs)
-            above = p.cumsum(axis=1) > self.rng.random((len(p), 1))
-            above[:, -1] = True  # the sum may end a rounding error below one
-            action = above.argmax(axis=1)
+            action = draw(p, self.rng)
             steps.append((who, obs, action, np.log(p[np.arange(len(p)), action])))
             env_steps += playing.step(action)
             returns[who] += playing.reward()

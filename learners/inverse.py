@@ -15,15 +15,13 @@ as those that do not. s' is read without its past, which holds the answer: the l
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import trange
 
 from headstart.envs.errors import UsageError
-from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.bc import BC, BCConfig
+from headstart.learners.bc import BC, BCConfig, with_mirrored
 from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.losses import contrast_loss
 from headstart.models.optimizer import adamw
@@ -103,10 +101,10 @@ class Inverse:
                 f"pass envs.branch(demos, horizon={max(1, c.horizon)}), or change InverseConfig.horizon."
             )
         generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if c.bc.mirror and policy.layout.grid else [branches]
-        obs = as_tensors({name: np.concatenate([b.obs[name] for b in seen]) for name in branches.obs}, policy.device)
-        future = torch.as_tensor(np.concatenate([b.future[:, :, c.horizon - 1] for b in seen]), device=policy.device)
-        over = np.concatenate([b.ended[:, :, : c.horizon - 1].any(2) for b in seen])
+        seen = Branches.join(with_mirrored(policy, branches, c.bc.mirror))
+        obs = as_tensors(seen.obs, policy.device)
+        future = torch.as_tensor(seen.future[:, :, c.horizon - 1], device=policy.device)
+        over = seen.ended[:, :, : c.horizon - 1].any(2)
         alive = torch.as_tensor(~over, device=policy.device)  # (N, A): whether the last of these steps was taken
         credit, changes = self._credit(obs, future)
         credit &= alive.unsqueeze(1)

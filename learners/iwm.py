@@ -21,10 +21,9 @@ from torch import Tensor
 from tqdm import trange
 
 from headstart.envs.errors import UsageError
-from headstart.envs.mirror import mirror_branches
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.bc import BC, BCConfig
+from headstart.learners.bc import BC, BCConfig, with_mirrored
 from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.encoders import CELL_PARTS
 from headstart.models.optimizer import adamw
@@ -147,8 +146,7 @@ class IWM:
         """
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if c.bc.mirror and policy.layout.grid else [branches]
-        parts = [part.transitions() for part in seen]
+        parts = [part.transitions() for part in with_mirrored(policy, branches, c.bc.mirror)]
         before = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
         actions, futures = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
         changes = policy.layout.changed(before["frames"][:, -1], futures).any(1)

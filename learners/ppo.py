@@ -274,7 +274,7 @@ class PPO(StablePPO):
         policy, obs, action = self.policy, batch.observations, batch.actions.long().flatten()
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         features = policy.features(obs)  # type: ignore[arg-type]
-        log_p = torch.log_softmax(policy.action_net(policy.mlp_extractor.forward_actor(features)), dim=1)
+        log_p = torch.log_softmax(policy.logits_of(features), dim=1)
         value = policy.value_net(policy.mlp_extractor.forward_critic(features)).flatten()
         advantage = self._scaled(batch.advantages)
         ratio = torch.exp(log_p.gather(1, action[:, None]).flatten() - batch.old_log_prob)

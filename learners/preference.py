@@ -16,15 +16,13 @@ difference of two likelihoods is trained, so both may fall: "preference/expert_g
 import copy
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import trange
 
 from headstart.envs.errors import UsageError
-from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.bc import BC, BCConfig
+from headstart.learners.bc import BC, BCConfig, with_mirrored
 from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.history import hide_past
 from headstart.models.losses import preference_loss, same_future_credit
@@ -92,10 +90,10 @@ class Preference:
         imitation = BC(policy, c.bc, seed=self.seed, log=self.log).fit(demos)
         reference = copy.deepcopy(policy).requires_grad_(False)
         generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if c.bc.mirror and policy.layout.grid else [branches]
-        obs = as_tensors({name: np.concatenate([b.obs[name] for b in seen]) for name in branches.obs}, policy.device)
-        expert = torch.as_tensor(np.concatenate([b.expert_action for b in seen]), device=policy.device)
-        future = torch.as_tensor(np.concatenate([b.future[:, :, 0] for b in seen]), device=policy.device)
+        seen = Branches.join(with_mirrored(policy, branches, c.bc.mirror))
+        obs = as_tensors(seen.obs, policy.device)
+        expert = torch.as_tensor(seen.expert_action, device=policy.device)
+        future = torch.as_tensor(seen.future[:, :, 0], device=policy.device)
         pairs = (~same_future_credit(future, expert)).nonzero()  # (M, 2): state, own action
         if not len(pairs):
             raise UsageError("Preference has nothing to compare: in no state does an action lead elsewhere.")

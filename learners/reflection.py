@@ -10,7 +10,7 @@
     3. Practise. The agent acts by itself, around the demonstrations and on fresh levels, and in the states it
                  reaches it tries all its actions.
     4. Label.    q(a | h) = softmax_a (w log J + (1 - w) log pi_0), by futures that were really executed and by
-                 imitation. The two err in different places, and together agree with experts more than either.
+                 imitation: what comes of an action, and what an expert would have done.
     5. Learn.    L = -log pi(a_i | h_i)  -  w' sum_a q(a | h) log pi(a | h)   over expert's and own states.
                  Then practise again with the better policy.
 
@@ -34,10 +34,10 @@ from headstart.envs import collect
 from headstart.envs.collect import Alternatives
 from headstart.envs.effects import EFFECTS, effects, explain
 from headstart.envs.errors import UsageError
-from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
+from headstart.envs.mirror import mirror_action, mirror_obs
 from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.bc import BC, BCConfig, imitation_targets
+from headstart.learners.bc import BC, BCConfig, imitation_targets, with_mirrored
 from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
 from headstart.models.history import hide_past
 from headstart.models.judge import Judge
@@ -193,12 +193,11 @@ class Reflection:
         """On branches at expert states. Members differ in their first weights and in what they see when."""
         c, bc, device = self.config.judge, self.config.bc, self.policy.device
         generator = torch.Generator().manual_seed(self.seed)
-        seen = [branches, mirror_branches(branches)] if bc.mirror and self.policy.layout.grid else [branches]
+        seen = Branches.join(with_mirrored(self.policy, branches, bc.mirror))
         future, signs, action, tried = (
-            torch.as_tensor(np.concatenate(parts), device=device)
-            for parts in zip(*((*self.consequences(b), b.expert_action, b.tried) for b in seen), strict=True)
+            torch.as_tensor(x, device=device) for x in (*self.consequences(seen), seen.expert_action, seen.tried)
         )
-        obs = as_tensors({name: np.concatenate([b.obs[name] for b in seen]) for name in branches.obs}, device)
+        obs = as_tensors(seen.obs, device)
         metrics: dict[str, float] = {}
         for judge in self.judges:
             optimizer, schedule = adamw(
@@ -315,11 +314,9 @@ class Reflection:
             mirrored = mirror_obs(own_obs)
             own_obs = {name: np.concatenate([value, mirrored[name]]) for name, value in own_obs.items()}
             label = np.concatenate([label, label[:, mirror_action(np.arange(policy.n_actions))]])
-        effect, margin = self._rationales(own, labels) if self.config.rationale_weight else (label, label)
+        reasons = self._rationales(own, labels) if self.config.rationale_weight else None
         expert_obs, own_obs = as_tensors(expert_obs, policy.device), as_tensors(own_obs, policy.device)
-        target, weight, label, effect, margin = (
-            torch.as_tensor(x, device=policy.device) for x in (target, weight, label, effect, margin)
-        )
+        target, weight, label = (torch.as_tensor(x, device=policy.device) for x in (target, weight, label))
         optimizer, schedule = adamw(
             [*policy.actor_parameters(), *self.rationale.parameters()],
             learning_rate=bc.learning_rate,
@@ -337,7 +334,7 @@ class Reflection:
                 weight[i],
                 {name: value[j] for name, value in own_obs.items()},
                 label[j],
-                (effect[j], margin[j]) if self.config.rationale_weight else None,
+                reasons and (reasons[0][j], reasons[1][j]),
             )
             finite(loss, "reflect", update)
             optimizer.zero_grad()
@@ -380,7 +377,7 @@ class Reflection:
         return loss, metrics
 
     # ---- the rationale ----
-    def _rationales(self, own: list[Branches], labels: list[NDArray]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def _rationales(self, own: list[Branches], labels: list[NDArray]) -> tuple[Tensor, Tensor]:
         """What the actions did (N, A) and how they were judged (N, A) in all own states, then in the mirror."""
         effect = np.concatenate([effects(b.frame, b.future[:, :, 0]) for b in own])
         margin = margins(np.concatenate(labels))
@@ -389,7 +386,8 @@ class Reflection:
         if self.config.bc.mirror and self.policy.layout.grid:
             there = mirror_action(np.arange(self.policy.n_actions))
             effect, margin = np.concatenate([effect, effect[:, there]]), np.concatenate([margin, margin[:, there]])
-        return effect, margin
+        device = self.policy.device
+        return torch.as_tensor(effect, device=device), torch.as_tensor(margin, device=device)
 
     @torch.no_grad()
     def explain(self, obs: Obs) -> list[str]:

@@ -23,12 +23,19 @@ from headstart.models.history import HistoryAttention, Recall
 
 RECENT = 4  # frames that a policy attends to in their order; of older ones it knows only that they were there
 
-__all__ = ["FrameHistoryExtractor", "HeadstartPolicy", "as_tensors"]
+__all__ = ["FrameHistoryExtractor", "HeadstartPolicy", "as_tensors", "draw"]
 
 
 def as_tensors(obs: dict[str, NDArray], device: torch.device | str) -> dict[str, Tensor]:
     """Observations as tensors of the same dtype on a device."""
     return {name: torch.as_tensor(value, device=device) for name, value in obs.items()}
+
+
+def draw(p: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """An action (N,) from each row of probabilities (N, A)."""
+    above = p.cumsum(axis=1) > rng.random((len(p), 1))
+    above[:, -1] = True  # the sum may end a rounding error below one
+    return above.argmax(axis=1)
 
 
 class FrameHistoryExtractor(BaseFeaturesExtractor):
@@ -183,8 +190,6 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
             p = self.probabilities(obs, temperature=temperature)
             if greedy:
                 return p.argmax(axis=1)
-            above = p.cumsum(axis=1) > rng.random((len(p), 1))
-            above[:, -1] = True  # the sum may end a rounding error below one
-            return above.argmax(axis=1)
+            return draw(p, rng)
 
         return act

@@ -19,11 +19,6 @@ from headstart.envs.simulator import GridStates, Simulator, uniform_actor
 STUDY_IDS = [row.id for row in ENVIRONMENTS.values() if row.study]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def start(env_id: str, seeds: range, horizon: int = 300) -> Simulator:
     return Simulator(GridStates.of(import_seeds(env_id, seeds)), history=1, horizon=horizon)
 

@@ -49,11 +49,6 @@ def decided(obs: Obs, rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def demos(cache: Path) -> Demos:
     return collect_demos(DOOR_KEY, 3, seed=0, history=2, cache=cache)
 

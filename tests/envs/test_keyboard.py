@@ -21,11 +21,6 @@ NAMES = {action: key for key, action in KEYS.items()}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def expert(cache: Path) -> Demos:
     return collect_demos(ENV_ID, 2, history=2, cache=cache)
 

@@ -32,11 +32,6 @@ CLAUSE = re.compile(r"\b(pick up (the|a) (\w+ )?box|go to (the|a) (\w+ )?key)\b"
 HELD_OUT = {FETCH: OBJECT, SYNTH: CLAUSE}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def shown(frames: np.ndarray) -> bool:
     """Whether an object of a held-out pair is in one of the frames (..., 50)."""
     return bool(np.isin(frames[..., : engine.VIEW**2], CODES).any())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import fresh_policy
 
 from headstart.envs import experts
 from headstart.envs.advice import advice
@@ -18,7 +19,6 @@ from headstart.envs.simulator import GridStates, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import (
-    PPO,
     BCConfig,
     Dagger,
     DaggerConfig,
@@ -33,7 +33,6 @@ from headstart.learners import (
     SelfLabelConfig,
     controls,
 )
-from headstart.models import HeadstartPolicy
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 REFLECT = ReflectionConfig(
@@ -57,11 +56,6 @@ each = pytest.mark.parametrize("kind", CONTROLS, ids=lambda kind: kind.name)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def demos(cache: Path) -> Demos:
     return collect_demos(ENV_ID, 2, history=2, cache=cache)
 
@@ -81,12 +75,6 @@ def own(demos: Demos) -> tuple[Branches, Simulator]:
 @pytest.fixture(scope="module")
 def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 2, history=2, n_levels=64, cache=cache)
-
-
-def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
-    extractor = {"width": 32, "channels": 8}
-    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
-    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
 
 
 def make(kind: Any, env: HeadstartVecEnv, **settings: Any) -> Any:

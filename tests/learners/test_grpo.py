@@ -20,11 +20,6 @@ ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 HISTORY, HORIZON = 1, 40
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 8, seed=0, n_levels=256, history=HISTORY, horizon=HORIZON, cache=cache)

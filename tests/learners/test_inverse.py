@@ -9,24 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import fresh_policy, weights
 from torch import Tensor
 
 from headstart.envs.collect import branch, collect_demos
 from headstart.envs.errors import UsageError
+from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import PPO, BCConfig, Fitted, inverse
+from headstart.learners import BCConfig, Fitted, inverse
 from headstart.learners.inverse import Inverse, InverseConfig
-from headstart.models import HeadstartPolicy
 from headstart.models.policy import as_tensors
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 SMALL = InverseConfig(updates=4, batch_size=8, bc=BCConfig(updates=3, batch_size=8, mirror=False))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +38,6 @@ def branches(demos: Demos) -> Branches:
 @pytest.fixture(scope="module")
 def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 2, history=2, n_levels=8, cache=cache)
-
-
-def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
-    extractor = {"width": 32, "channels": 8}
-    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
-    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
-
-
-def weights(policy: HeadstartPolicy) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
 
 
 def watched(learner: Inverse, monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Tensor], Tensor, Tensor]]:
@@ -107,7 +93,7 @@ def test_actions_that_lead_to_the_same_view_share_credit(
 ) -> None:
     """Every pair is a branch (or one in the mirror) that was still running, with the credit found by comparing."""
     known: dict[bytes, tuple[Any, Any, Any]] = {}
-    for b in (branches, inverse.mirror_branches(branches)) if mirror else (branches,):
+    for b in (branches, mirror_branches(branches)) if mirror else (branches,):
         for i in range(len(b)):
             running = ~b.ended[i, :, : horizon - 1].any(1)
             state = b"".join(b.obs[name][i].tobytes() for name in ("frames", "actions", "mission"))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import fresh_policy, weights
 from torch import Tensor
 
 from headstart.envs.collect import branch, collect_demos
@@ -16,18 +17,12 @@ from headstart.envs.errors import UsageError
 from headstart.envs.mirror import mirror_branches
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import BC, IWM, PPO, BCConfig, Fitted, IWMConfig, iwm
-from headstart.models import HeadstartPolicy
+from headstart.learners import BC, IWM, BCConfig, Fitted, IWMConfig, iwm
 from headstart.models.encoders import CELL_PARTS, CELLS, cell_classes
 from headstart.models.policy import as_tensors
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 SMALL = IWMConfig(updates=4, batch_size=8, bc=BCConfig(updates=3, batch_size=8))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +38,6 @@ def branches(demos: Demos) -> Branches:
 @pytest.fixture(scope="module")
 def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 2, history=2, n_levels=8, cache=cache)
-
-
-def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
-    extractor = {"width": 32, "channels": 8}
-    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
-    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
-
-
-def weights(policy: HeadstartPolicy) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
 
 
 def certain(view: Tensor) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import fresh_policy, weights
 from torch import Tensor
 
 from headstart.envs.collect import branch, collect_demos
@@ -14,7 +15,6 @@ from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import (
     IWM,
-    PPO,
     BCConfig,
     IWMConfig,
     IWMReflect,
@@ -23,7 +23,6 @@ from headstart.learners import (
     Reflection,
     ReflectionConfig,
 )
-from headstart.models import HeadstartPolicy
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 SMALL = IWMReflectConfig(
@@ -40,11 +39,6 @@ SMALL = IWMReflectConfig(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def demos(cache: Path) -> Demos:
     return collect_demos(ENV_ID, 1, history=2, cache=cache)
 
@@ -57,16 +51,6 @@ def branches(demos: Demos) -> Branches:
 @pytest.fixture(scope="module")
 def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 2, history=2, n_levels=64, cache=cache)
-
-
-def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
-    extractor = {"width": 32, "channels": 8}
-    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
-    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
-
-
-def weights(policy: HeadstartPolicy) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
 
 
 def test_reflection_goes_on_with_the_world_models_trunk(

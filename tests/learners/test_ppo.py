@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import weights
 from stable_baselines3 import PPO as StablePPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
@@ -22,11 +23,6 @@ from headstart.models.policy import as_tensors
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 ROLLOUT = 8 * 16  # environment steps
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +55,6 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-def weights(policy: HeadstartPolicy) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
 
 
 def same(policy: HeadstartPolicy, before: dict[str, Tensor], *, critic: bool) -> set[bool]:

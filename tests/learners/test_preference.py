@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from small import fresh_policy, weights
 
 from headstart.envs.collect import branch, collect_demos, practise, replay
 from headstart.envs.errors import UsageError
@@ -17,17 +17,11 @@ from headstart.envs.mirror import mirror_branches
 from headstart.envs.simulator import uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import PPO, BCConfig, preference
+from headstart.learners import BCConfig, preference
 from headstart.learners.preference import Preference, PreferenceConfig
-from headstart.models import HeadstartPolicy
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 SMALL = PreferenceConfig(updates=4, batch_size=8, bc=BCConfig(updates=3, batch_size=8, mirror=False))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +37,6 @@ def branches(demos: Demos) -> Branches:
 @pytest.fixture(scope="module")
 def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 2, history=2, n_levels=8, cache=cache)
-
-
-def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
-    extractor = {"width": 32, "channels": 8}
-    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
-    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
-
-
-def weights(policy: HeadstartPolicy) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
 
 
 def watched(learner: Preference, monkeypatch: pytest.MonkeyPatch) -> list[Any]:

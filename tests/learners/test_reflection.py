@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import fresh_policy, weights
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,9 +21,8 @@ from headstart.envs.mirror import mirror_branches, mirror_obs
 from headstart.envs.simulator import Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import BC, PPO, BCConfig, JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners import BC, BCConfig, JudgeConfig, Reflection, ReflectionConfig
 from headstart.learners.bc import imitation_targets
-from headstart.models import HeadstartPolicy
 from headstart.models.policy import as_tensors
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
@@ -40,11 +40,6 @@ UPDATES = 3 + 2 * 4 + 2 * 2
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def demos(cache: Path) -> Demos:
     return collect_demos(ENV_ID, 2, history=2, cache=cache)
 
@@ -57,16 +52,6 @@ def branches(demos: Demos) -> Branches:
 @pytest.fixture(scope="module")
 def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 2, history=2, n_levels=64, cache=cache)
-
-
-def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
-    extractor = {"width": 32, "channels": 8}
-    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
-    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
-
-
-def weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -597,7 +582,7 @@ def test_it_says_why_before_it_acts(env: HeadstartVecEnv, demos: Demos, branches
 def test_the_rationale_in_the_mirror(env: HeadstartVecEnv, branches: Branches) -> None:
     learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, rationale_weight=1.0))
     label = np.random.default_rng(0).dirichlet(np.ones(7), size=len(branches)).astype(np.float32)
-    effect, margin = learner._rationales([branches], [label])
+    effect, margin = (x.numpy() for x in learner._rationales([branches], [label]))
     n = len(branches)
     np.testing.assert_equal(effect[:n], effects(branches.frame, branches.future[:, :, 0]))
     there = mirror_branches(branches)

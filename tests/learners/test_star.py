@@ -9,25 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import fresh_policy, weights
 from torch import Tensor
 
 from headstart.envs.collect import collect_demos
 from headstart.envs.errors import DataError
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import BC, PPO, BCConfig, Star, StarConfig
+from headstart.learners import BC, BCConfig, Star, StarConfig
 from headstart.learners.bc import imitation_targets
-from headstart.models import HeadstartPolicy
 from headstart.models.policy import as_tensors
 from headstart.models.rationale import RationaleHead
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 SMALL = StarConfig(bc=BCConfig(updates=3, batch_size=8), rounds=2, updates=4)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +33,6 @@ def demos(cache: Path) -> Demos:
 @pytest.fixture(scope="module")
 def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 2, history=2, n_levels=8, cache=cache)
-
-
-def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
-    extractor = {"width": 32, "channels": 8}
-    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}}
-    return PPO(HeadstartPolicy, env, seed=0, **settings).policy
-
-
-def weights(policy: HeadstartPolicy) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
 
 
 def test_loss_worked_by_hand(env: HeadstartVecEnv) -> None:

@@ -29,11 +29,6 @@ REFLECT = ReflectionConfig(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def demos(cache: Path) -> Demos:
     return collect_demos(ENV_ID, 4, **PLAYED, cache=cache)
 

@@ -60,11 +60,6 @@ class Asked(Exception):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def demos(cache: Path) -> Demos:
     """Collected before reading raises: the recorder may know that the expert has succeeded."""
     return collect_demos(ENV_ID, 2, history=2, cache=cache)

@@ -21,11 +21,6 @@ ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def branches(cache: Path) -> Branches:
     return branch(collect_demos(ENV_ID, 3, history=1, cache=cache))
 
