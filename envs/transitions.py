@@ -71,6 +71,11 @@ class Demos:
     def history(self) -> int:
         return self.obs["frames"].shape[1] - 1
 
+    @property
+    def last(self) -> NDArray[np.int64]:
+        """(E,) where the last state of each episode is: its action leads to what the demonstration was for."""
+        return np.cumsum(self.length) - 1
+
     def take(self, episodes: NDArray[np.int64]) -> "Demos":
         """The demonstrations at ``episodes``, in that order."""
         states = np.split(np.arange(len(self)), np.cumsum(self.length)[:-1])

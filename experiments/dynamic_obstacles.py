@@ -11,7 +11,7 @@ from headstart.learners import BCConfig
 # bc is the best of results/dynamic_obstacles/tuning.csv; budget.csv beside it is why there are so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["dynamic_obstacles"],
-    arms_around(BCConfig(updates=1500, learning_rate=1e-3, weight_decay=0.01, hidden_past=0.0), memory=4),
+    arms_around(BCConfig(updates=1500, learning_rate=1e-3, weight_decay=0.01, hidden_past=0.5), memory=1),
     RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
 )
 

@@ -41,7 +41,7 @@ from headstart.learners import BC, PPO, BCConfig
 RESULTS = Path(__file__).resolve().parent / "results"
 SEEDS = (1000, 1001, 1002)  # of the demonstrations; the search for settings uses the first two
 LEVELS = 500  # of the validation split
-BUDGETS = (8, 16, 32, 64, 128, 256, 512, 1024)
+BUDGETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 @functools.lru_cache(maxsize=16)

@@ -67,7 +67,7 @@ class Control(Reflection):
     ):
         super().__init__(policy, (config or ControlConfig()).reflect, seed=seed, log=log)
 
-    def fit_judges(self, branches: Branches) -> dict[str, float]:
+    def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
         """Nobody learns to judge."""
         return {}
 
@@ -113,7 +113,7 @@ class RandomJudge(Control):
         super().__init__(policy, config, seed=seed, log=log)
         self.spread, self.scale = config.spread, 0.0
 
-    def fit_judges(self, branches: Branches) -> dict[str, float]:
+    def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
         """Nothing is learned."""
         for judge in self.judges:
             judge.eval()

@@ -6,7 +6,11 @@
                  all own actions s_i^k:
                      L_J = -log softmax_k J(h_i, s_i^k)[expert's]
                  It sees what an action did, never which button was pressed, so that "nothing changed", "the key is
-                 carried now" and "I have been here before" generalise from a few demonstrations.
+                 carried now" and "I have been here before" generalise from a few demonstrations. Of a demonstration's
+                 outcome, its last future, it also learns whose it is: to tell the context that it belongs to (mission,
+                 distant past) from that of another demonstration j,
+                     L_C = -log sigmoid(J(h_i, s_i) - J(h_i in the context of j, s_i))
+                 since the wrong thing is done with the right one's motions, and experts never show it.
     3. Practise. The agent acts by itself, around the demonstrations and on fresh levels, and in the states it
                  reaches it tries all its actions.
     4. Label.    q(a | h) = softmax_a (w log J + (1 - w) log pi_0), by futures that were really executed and by
@@ -28,6 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import trange
 
 from headstart.envs import collect
@@ -39,7 +44,7 @@ from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets, with_mirrored
 from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
-from headstart.models.history import hide_past
+from headstart.models.history import hide_past, swap_context
 from headstart.models.judge import Judge
 from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
 from headstart.models.optimizer import adamw
@@ -59,6 +64,8 @@ class JudgeConfig:
     """Gradient updates of each member."""
     weight: float = 0.8
     """Share of the judges in a label, in log space; the rest is what imitation alone would do."""
+    context_weight: float = 0.3
+    """Of L_C. Without effect where all contexts are the same."""
     temperature: float = 0.5
     """Of the label. Judges and imitation are both taught to keep a doubt (label smoothing); one half takes it back."""
     horizon: int = 1
@@ -159,7 +166,8 @@ class Reflection:
         self.imitator = copy.deepcopy(self.policy)
         # 2. judge
         expert_states = collect.replay(demos)
-        metrics |= self.fit_judges(Branches.join([*self.drawn(branches, expert_states)]))
+        drawn = Branches.join([*self.drawn(branches, expert_states)])
+        metrics |= self.fit_judges(drawn, outcomes=branches.take(demos.last))
         # 3. practise, 4. label, 5. learn
         own: list[Branches] = []
         labels: list[NDArray] = []
@@ -189,15 +197,16 @@ class Reflection:
         return Fitted(self.updates, self.env_steps, metrics)
 
     # ---- 2. judge ----
-    def fit_judges(self, branches: Branches) -> dict[str, float]:
-        """On branches at expert states. Members differ in their first weights and in what they see when."""
-        c, bc, device = self.config.judge, self.config.bc, self.policy.device
+    def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
+        """On branches at expert states; ``outcomes`` are those at the last states of the demonstrations.
+
+        Members differ in their first weights and in what they see when.
+        """
+        c, bc = self.config.judge, self.config.bc
         generator = torch.Generator().manual_seed(self.seed)
-        seen = Branches.join(with_mirrored(self.policy, branches, bc.mirror))
-        future, signs, action, tried = (
-            torch.as_tensor(x, device=device) for x in (*self.consequences(seen), seen.expert_action, seen.tried)
-        )
-        obs = as_tensors(seen.obs, device)
+        shown, ends = self._shown(branches), None
+        if c.context_weight and outcomes is not None and self._contexts_differ(outcomes.obs):
+            ends = self._shown(outcomes)
         metrics: dict[str, float] = {}
         for judge in self.judges:
             optimizer, schedule = adamw(
@@ -205,10 +214,12 @@ class Reflection:
             )
             judge.train()
             for update in trange(c.updates, desc="judge", unit="update", delay=2, leave=False, disable=None):
-                i = torch.randint(len(action), (bc.batch_size,), generator=generator).to(device)
-                batch = {name: value[i] for name, value in obs.items()}
-                batch = hide_past(batch, self.policy.n_actions, bc.hidden_past, bc.hidden_actions, generator)
-                loss, metrics = self.judge_loss(judge, batch, future[i], signs[i], action[i], tried[i])
+                i = torch.randint(len(shown[-1]), (bc.batch_size,), generator=generator)
+                loss, metrics = self.judge_loss(judge, *self._batch(shown, i, generator))
+                if ends is not None:
+                    j = torch.randperm(len(ends[-1]), generator=generator)[: bc.batch_size]  # the next one is another
+                    context, found = self.context_loss(judge, *self._batch(ends, j, generator))
+                    loss, metrics = loss + c.context_weight * context, metrics | found
                 finite(loss, "reflect (judge)", update)
                 optimizer.zero_grad()
                 loss.backward()
@@ -230,6 +241,42 @@ class Reflection:
         loss = contrast_loss(score, credit, label_smoothing=self.config.bc.label_smoothing)
         accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
         return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
+
+    def context_loss(
+        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, signs: Tensor, action: Tensor, tried: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Whose outcome is it? As ``judge_loss``, of last states: each also in the context of the next in the batch."""
+        n, policy = len(action), self.policy
+        swapped = swap_context(obs, torch.arange(n, device=action.device).roll(-1), policy.recent)
+        read = zip(policy.read(obs), policy.read(swapped), strict=True)
+        differ = torch.stack([(mine != theirs).flatten(1).any(1) for mine, theirs in read]).any(0)  # (B,)
+        outcome = [x[torch.arange(n), action].unsqueeze(1) for x in (future, signs)]
+        both = {name: torch.cat([obs[name], swapped[name]]) for name in obs}
+        own, others = judge(both, *(torch.cat([x, x]) for x in outcome)).flatten().chunk(2)
+        loss = (F.softplus(others - own) * differ).mean()
+        accuracy = ((own > others) & differ).sum() / differ.sum().clamp(min=1)
+        return loss, {"reflect/context_loss": float(loss.detach()), "reflect/context_accuracy": float(accuracy)}
+
+    def _contexts_differ(self, obs: Obs) -> bool:
+        """Whether anything is known that cannot be seen."""
+        return self.policy.memory > self.policy.recent or bool((obs["mission"] != obs["mission"][:1]).any())
+
+    def _shown(self, branches: Branches) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor]:
+        """Branches and their mirror image: observations, futures, signs, the expert's actions, what was tried."""
+        seen = Branches.join(with_mirrored(self.policy, branches, self.config.bc.mirror))
+        parts = *self.consequences(seen), seen.expert_action, seen.tried
+        future, signs, action, tried = (torch.as_tensor(part, device=self.policy.device) for part in parts)
+        return as_tensors(seen.obs, self.policy.device), future, signs, action, tried
+
+    def _batch(
+        self, shown: tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor], i: Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor]:
+        """The rows at ``i`` of what is shown, pasts hidden as in imitation."""
+        bc, i = self.config.bc, i.to(self.policy.device)
+        obs, future, signs, action, tried = shown
+        obs = {name: value[i] for name, value in obs.items()}
+        obs = hide_past(obs, self.policy.n_actions, bc.hidden_past, bc.hidden_actions, generator)
+        return obs, future[i], signs[i], action[i], tried[i]
 
     def consequences(self, branches: Branches) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """What is judged: futures (N, A, F), and signs of them (N, A, S).
@@ -328,11 +375,12 @@ class Reflection:
             i = torch.randint(len(target), (bc.batch_size,), generator=generator).to(policy.device)
             j = torch.randint(len(label), (bc.batch_size,), generator=generator).to(policy.device)
             expert = {name: value[i] for name, value in expert_obs.items()}
+            reached = {name: value[j] for name, value in own_obs.items()}
             loss, metrics = self.policy_loss(
                 hide_past(expert, policy.n_actions, bc.hidden_past, bc.hidden_actions, generator),
                 target[i],
                 weight[i],
-                {name: value[j] for name, value in own_obs.items()},
+                hide_past(reached, policy.n_actions, 0.0, bc.hidden_actions, generator),
                 label[j],
                 reasons and (reasons[0][j], reasons[1][j]),
             )

@@ -1,5 +1,7 @@
 """Memory: attention over the last frames and the actions taken in them, and a recall of all that was seen before.
 
+And what training does to it: hidden pasts, swapped contexts.
+
 Legend: B states in a batch, T = history + 1 frames, U distinct frames among the B * T, D width.
 """
 
@@ -8,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HistoryAttention", "Recall", "hide_past"]
+__all__ = ["HistoryAttention", "Recall", "hide_past", "swap_context"]
 
 
 def hide_past(
@@ -26,6 +28,18 @@ def hide_past(
     started = taken != n_actions
     taken = torch.where(started & (drawn < past + actions), n_actions + 1, taken)
     return {**obs, "actions": torch.where(drawn < past, n_actions, taken).to(obs["actions"].dtype)}
+
+
+def swap_context(obs: dict[str, Tensor], whose: Tensor, recent: int) -> dict[str, Tensor]:
+    """Observations (B, ...) as they are now, in the contexts of those at ``whose`` (B,).
+
+    A context is what is known and cannot be seen: the mission, and the past that is older than ``recent`` frames.
+    """
+    swapped = {name: value.clone() for name, value in obs.items()}
+    older = obs["actions"].shape[1] - recent
+    for name in ("frames", "actions"):
+        swapped[name][:, :older] = obs[name][whose, :older]
+    return {**swapped, "mission": obs["mission"][whose]}
 
 
 class HistoryAttention(nn.Module):
@@ -55,7 +69,7 @@ class HistoryAttention(nn.Module):
         past = self.key_value(feature)[place[:, :-1]] + self.action(action) + self.age  # (B, T-1, 2D)
         memory = torch.cat([self.null.expand(len(past), 1, -1), past], dim=1)  # (B, T, 2D)
         missing = F.pad(action == self.n_actions, (1, 0))  # the null entry never is
-        query = rearrange(self.query(feature)[place[:, -1]], "b (h d) -> b h 1 d", h=self.heads)
+        query = rearrange(self.query(feature[place[:, -1]]), "b (h d) -> b h 1 d", h=self.heads)
         key, value = rearrange(memory, "b t (two h d) -> two b h t d", two=2, h=self.heads)
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=~missing[:, None, None])
         return self.out(rearrange(read, "b h 1 d -> b (h d)"))
@@ -80,4 +94,4 @@ class Recall(nn.Module):
         ``before`` (B, T-1) marks frames from before the episode.
         """
         seen = self.seen(feature).relu()[place[:, :-1]]  # (B, T-1, D)
-        return seen.masked_fill(before.unsqueeze(2), 0.0).amax(dim=1) * self.now(feature)[place[:, -1]]
+        return seen.masked_fill(before.unsqueeze(2), 0.0).amax(dim=1) * self.now(feature[place[:, -1]])

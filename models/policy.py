@@ -89,7 +89,8 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         distinct, place = distinct_rows(rearrange(seen, "b t f -> (b t) f"))  # (U, view + L), (B * T,)
         place = rearrange(place, "(b t) -> b t", b=b)
         view, mission = distinct.split([view.shape[2], mission.shape[1]], dim=1)
-        scale, shift = self.film(self.mission(mission)).chunk(2, dim=1)
+        told, which = distinct_rows(mission)
+        scale, shift = self.film(self.mission(told))[which].chunk(2, dim=1)
         feature = torch.relu(self.view(view) * (1 + scale) + shift)  # (U, D)
         parts = [feature[place[:, -1]]]
         if self.recent:
@@ -131,6 +132,16 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
     def n_words(self) -> int:
         """Size of the vocabulary, padding included."""
         return self.features_extractor.words  # type: ignore[return-value]
+
+    @property
+    def memory(self) -> int:
+        """Earlier frames that it looks at."""
+        return self.features_extractor.memory  # type: ignore[return-value]
+
+    @property
+    def recent(self) -> int:
+        """Earlier frames that it looks at in their order; older ones it recalls as a set."""
+        return self.features_extractor.recent  # type: ignore[return-value]
 
     def read(self, obs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The parts of an observation that the policy looks at: two states that agree in them are one to it."""

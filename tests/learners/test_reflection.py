@@ -86,6 +86,72 @@ def test_judge_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     assert metrics == {"reflect/judge_loss": pytest.approx(float(loss)), "reflect/judge_accuracy": 0.5}
 
 
+def test_context_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
+    """Four outcomes, each in its own context and the next one's; the contexts of the last two are the same."""
+    scores = torch.log(torch.tensor([[1.0, 3.0, 9.0], [8.0, 2.0, 5.0], [9.0, 9.0, 6.0], [4.0, 8.0, 6.0]]))
+
+    def judge(obs: dict[str, Tensor], future: Tensor, signs: Tensor) -> Tensor:
+        assert (obs["frames"][:, -1, 0] == future[:, 0, 0]).all()  # each future stays with its own present
+        assert torch.equal(signs[:, 0, 0], future[:, 0, 0] == 1)
+        return scores[future[:, 0, 0].long(), obs["mission"][:, 0].long()].unsqueeze(1)
+
+    frame = torch.arange(4, dtype=torch.uint8)[:, None].expand(4, 50)
+    mission = torch.tensor([0, 1, 2, 2], dtype=torch.uint8)[:, None].expand(4, 13)
+    past = {"frames": frame[:, None].expand(4, 3, 50), "actions": torch.zeros(4, 2, dtype=torch.uint8)}
+    future = torch.full((4, 3, 50), 9, dtype=torch.uint8)  # those of other actions than the expert's are not looked at
+    action = torch.tensor([0, 2, 1, 0])
+    future[torch.arange(4), action] = frame
+    learner = Reflection(fresh_policy(env), SMALL)
+    tried = torch.ones(4, 3, dtype=torch.bool)
+    obs, signs = {**past, "mission": mission}, future[:, :, :1] == 1
+    loss, metrics = learner.context_loss(judge, obs, future, signs, action, tried)  # type: ignore[arg-type]
+    assert float(loss) == pytest.approx(-(math.log(1 / 4) + math.log(2 / 7) + math.log(6 / 10)) / 4)
+    assert metrics == {
+        "reflect/context_loss": pytest.approx(float(loss)),
+        "reflect/context_accuracy": pytest.approx(1 / 3),
+    }
+
+
+def test_judges_learn_whose_outcome_it_is(env: HeadstartVecEnv, branches: Branches) -> None:
+    """Each state's mission names the expert's action; without the second contrast nothing has to be made of that."""
+    mission = np.repeat(1 + branches.expert_action[:, None], 13, axis=1).astype(np.uint8)
+    told, accuracy = dataclasses.replace(branches, obs={**branches.obs, "mission": mission}), {}
+    for weight in (0.0, 1.0):
+        judge = JudgeConfig(members=1, dropout=0.0, updates=150, context_weight=weight)
+        config = dataclasses.replace(small(batch_size=32, learning_rate=3e-3, hidden_past=0.0), judge=judge)
+        learner = Reflection(fresh_policy(env), config)
+        learner.fit_judges(told, outcomes=told)
+        everything = torch.randperm(2 * len(told), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            shown = learner._batch(learner._shown(told), everything, torch.Generator())
+            accuracy[weight] = learner.context_loss(learner.judges[0], *shown)[1]["reflect/context_accuracy"]
+    assert accuracy[1.0] > 0.9 > 0.75 > accuracy[0.0], accuracy
+
+
+def test_the_outcomes_are_the_last_states_of_the_demonstrations(
+    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    learner, seen = Reflection(fresh_policy(env), SMALL), []
+    monkeypatch.setattr(learner, "fit_judges", lambda branches, outcomes: (seen.append(outcomes), {})[1])
+    learner.fit(demos, branches, env)
+    last = np.cumsum(demos.length) - 1
+    for name, value in seen[0].obs.items():
+        np.testing.assert_equal(value, demos.obs[name][last])
+    np.testing.assert_equal(seen[0].expert_action, demos.action[last])
+    assert seen[0].ended[np.arange(len(last)), demos.action[last], 0].all()
+
+
+def test_where_all_contexts_are_the_same_there_is_nothing_to_find(env: HeadstartVecEnv, branches: Branches) -> None:
+    assert (branches.obs["mission"] == branches.obs["mission"][:1]).all()
+    judges = []
+    for weight in (0.0, 0.3):
+        judge = dataclasses.replace(SMALL.judge, context_weight=weight)
+        learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, judge=judge))
+        assert "reflect/context_loss" not in learner.fit_judges(branches, outcomes=branches)
+        judges.append(weights(learner.judges[0]))
+    assert equal(*judges)
+
+
 def test_policy_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     """Two expert rows and two of one's own, in one batch; the expert's label is smoothed, one's own is not."""
     p = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
@@ -309,7 +375,7 @@ def test_the_mirror_costs_no_step(env: HeadstartVecEnv, demos: Demos, branches: 
     assert steps[0] == steps[1] > 0
 
 
-def test_pasts_are_hidden_of_expert_states_only(
+def test_pasts_are_hidden_of_expert_states_only_and_actions_of_all(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
     learner, seen = Reflection(fresh_policy(env), small(hidden_past=0.5, hidden_actions=0.5)), []
@@ -317,14 +383,15 @@ def test_pasts_are_hidden_of_expert_states_only(
 
     def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor, why: Any) -> Any:
         assert (expert_obs["actions"] >= 7).all()
-        seen.append(own_obs["actions"])
+        seen.append(own_obs)
         return loss(expert_obs, target, weight, own_obs, label, why)
 
     monkeypatch.setattr(learner, "policy_loss", watched)
     learner.fit_policy(demos, [branches], [np.full((len(branches), 7), 1 / 7, np.float32)], updates=5)
-    own = torch.cat(seen)
-    assert (own < 7).any()
-    assert (own < 8).all()
+    action, frame = (torch.cat([own[name] for own in seen]) for name in ("actions", "frames"))
+    started = (frame[:, :-1] > 0).any(2)
+    assert torch.equal(action == 7, ~started)  # no past is hidden
+    assert 0.3 < (action == 8)[started].float().mean() < 0.7
 
 
 # ---- all of it ----

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headstart.models.history import HistoryAttention, Recall, hide_past
+from headstart.models.history import HistoryAttention, Recall, hide_past, swap_context
 
 WIDTH, HISTORY, A = 16, 3, 7
 NONE = A  # the action that marks a frame from before the episode
@@ -183,3 +183,19 @@ def test_recall_worked_by_hand() -> None:
     assert recall(feature, place, torch.tensor([[False, False]])).tolist() == [[3.0, 10.0]]
     assert recall(feature, place, torch.tensor([[True, False]])).tolist() == [[0.0, 10.0]]
     assert recall(feature, place, torch.tensor([[True, True]])).tolist() == [[0.0, 0.0]]
+
+
+# ---- swapped contexts ----
+@pytest.mark.parametrize("recent", [0, 2, 4])
+def test_contexts_are_swapped_and_the_present_is_not(recent: int) -> None:
+    """Frame t of state b is (b, t), its action 10 b + t, its mission b."""
+    frame = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(5), indexing="ij"), dim=2)  # (3, 5, 2)
+    obs = {"frames": frame, "actions": 10 * frame[:, :-1, 0] + frame[:, :-1, 1], "mission": torch.arange(3)[:, None]}
+    kept = {name: value.clone() for name, value in obs.items()}
+    swapped = swap_context(obs, torch.tensor([2, 1, 0]), recent)
+    older = 4 - recent
+    for here, there in enumerate([2, 1, 0]):
+        assert swapped["mission"][here].tolist() == [there]
+        assert swapped["frames"][here].tolist() == [[there if t < older else here, t] for t in range(5)]
+        assert swapped["actions"][here].tolist() == [10 * (there if t < older else here) + t for t in range(4)]
+    assert all(torch.equal(obs[name], kept[name]) for name in obs)
