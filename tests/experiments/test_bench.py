@@ -83,8 +83,8 @@ def test_every_view_is_the_same_network(memory: int):
     obs = env.reset()
     for _ in range(4):
         obs = env.step(np.arange(6))[0]
-    shared = FrameHistoryExtractor(env.observation_space, 7, memory)  # type: ignore[arg-type]
-    every = bench.EveryViewExtractor(env.observation_space, 7, memory)  # type: ignore[arg-type]
+    shared = FrameHistoryExtractor(env.observation_space, 7, memory).double()  # type: ignore[arg-type]
+    every = bench.EveryViewExtractor(env.observation_space, 7, memory).double()  # type: ignore[arg-type]
     torch.nn.init.normal_(shared.film.weight)  # or the mission would change nothing
     every.load_state_dict(shared.state_dict())
     outputs = [network(as_tensors(obs, "cpu")) for network in (shared, every)]
@@ -92,7 +92,7 @@ def test_every_view_is_the_same_network(memory: int):
     for output in outputs:
         output.square().sum().backward()
     for a, b in zip(shared.parameters(), every.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_imitation_trains_the_same_network(tmp_path: Path):

@@ -119,7 +119,7 @@ def test_preferences_are_learned(env: HeadstartVecEnv, demos: Demos, branches: B
     """From a reference that knows little, every pair is told apart, and the expert's action is the likeliest."""
     policy = fresh_policy(env)
     bc = dataclasses.replace(SMALL.bc, hidden_past=0.0)
-    config = dataclasses.replace(SMALL, updates=150, batch_size=64, learning_rate=3e-3, bc=bc)
+    config = dataclasses.replace(SMALL, updates=300, batch_size=64, learning_rate=3e-3, bc=bc)
     fitted = Preference(policy, config).fit(demos, branches)
     assert fitted.metrics["preference/accuracy"] > 0.95
     assert fitted.metrics["preference/expert_gain"] > 0 > fitted.metrics["preference/own_gain"]
