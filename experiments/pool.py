@@ -16,7 +16,7 @@ from headstart.envs import storage
 from headstart.envs.banks import bank
 from headstart.experiments.pipeline import Experiment, Run, demonstrate, run_arm, seconds
 
-__all__ = ["run_all"]
+__all__ = ["levels", "run_all"]
 
 
 def run_all(
@@ -33,15 +33,20 @@ def run_all(
         for seed in seeds:
             _empty(Run(experiment, "bc", seed, out).demos_path.parent)
     # Once, before the processes start, what they all read: levels and demonstrations.
-    for split in ("train", "validation", "test"):
-        bank(experiment.env_id, split, getattr(experiment, f"{split}_levels"))
-    for variant in experiment.ood:
-        bank(variant, "test", experiment.test_levels)
+    levels(experiment)
     for seed in seeds:
         demo_run = Run(experiment, next(iter(experiment.arms)), seed, out)
         with storage.lock(demo_run.demos_path.parent):
             demonstrate(demo_run)
     return _in_processes(runs, processes)
+
+
+def levels(experiment: Experiment) -> None:
+    """Have all levels that an experiment needs in the cache."""
+    for split in ("train", "validation", "test"):
+        bank(experiment.env_id, split, getattr(experiment, f"{split}_levels"))
+    for variant in experiment.ood:
+        bank(variant, "test", experiment.test_levels)
 
 
 def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:

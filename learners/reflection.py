@@ -10,7 +10,7 @@
                  outcome, its last future, it also learns whose it is: to tell the context that it belongs to (mission,
                  distant past) from that of another demonstration j,
                      L_C = -log sigmoid(J(h_i, s_i) - J(h_i in the context of j, s_i))
-                 since the wrong thing is done with the right one's motions, and experts never show it.
+                 for experts never do the wrong thing, and a judge of their states alone hardly needs the mission.
     3. Practise. The agent acts by itself, around the demonstrations and on fresh levels, and in the states it
                  reaches it tries all its actions.
     4. Label.    q(a | h) = softmax_a (w log J + (1 - w) log pi_0), by futures that were really executed and by
