@@ -237,7 +237,11 @@ def _without_interval(found: Across | None) -> list[str]:
 
 
 def _open(undecided: Sequence[str]) -> str:
-    return f"not decided: no interval for {', '.join(undecided)}" if undecided else ""
+    if not undecided:
+        return ""
+    few = len(undecided) <= 2  # the others are named under "What is missing"
+    named = ", ".join(undecided) if few else f"{len(undecided)} of {_count(len(CLAIMED), 'environment')}"
+    return f"not decided: no interval for {named}"
 
 
 # ---- what is written ----
