@@ -1,5 +1,6 @@
-"""The README's snippet runs as printed; here with smaller numbers, so that it takes seconds."""
+"""The README's snippet runs as printed, with smaller numbers, so that it takes seconds; its table is what results say."""
 
+import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.evidence import better_mode, comparison
 from headstart.learners import BCConfig, JudgeConfig, ReflectionConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -72,3 +75,36 @@ def test_the_snippet_runs_as_printed_but_for_ppo(monkeypatch: pytest.MonkeyPatch
     fewer_steps = {r"model\.learn\([\d_]+\)": "model.learn(8_192)"}
     names = execute(cut_down(snippet(), fewer_steps), monkeypatch, tmp_path)
     assert names["model"].policy.warm_start == "reflect"
+
+
+# ---- what it claims ----
+RESULTS = README.parent / "experiments" / "results"
+
+
+def study_rows() -> list[list[str]]:
+    """The cells of the table of the study, a list a row."""
+    table = README.read_text().split("| environment | `bc` | `bc_long` | `reflect` |")[1].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("row", study_rows(), ids=lambda row: row[0].strip("`"))
+def test_the_study_is_what_its_rows_say(row: list[str]) -> None:
+    name = row[0].strip("`")
+    with (RESULTS / name / "results.csv").open() as file:
+        runs = [{k: v if k in ("arm", "env") else float(v) for k, v in line.items()} for line in csv.DictReader(file)]
+    cells = []
+    for arm in ("bc", "bc_long", "reflect"):
+        some = [run for run in runs if run["arm"] == arm]
+        cells.append(f"{100 * np.mean([run[f'success_{better_mode(some)}'] for run in some]):.1f}")
+    for measure in ("success", "ood"):
+        found = comparison(runs, measure=measure)
+        assert found is not None
+        assert found.interval is not None
+        low, high = found.interval
+        cells.append(f"{100 * found.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
+    assert [cell.strip("*") for cell in row[1:]] == cells
+
+
+def test_every_environment_of_the_study_with_results_is_in_its_table() -> None:
+    published = {path.parent.name for path in RESULTS.glob("*/results.csv")}
+    assert {row[0].strip("`") for row in study_rows()} == {name for name in published if ENVIRONMENTS[name].study}
