@@ -1,4 +1,4 @@
-"""The README's snippet runs as printed, with smaller numbers, so that it takes seconds; its table is what results say."""
+"""The README's snippet runs as printed, with smaller numbers, and its table of the study is what results say."""
 
 import csv
 import re
