@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from headstart.envs.errors import DataError
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments import slice as sliced
 from headstart.experiments.arms import Arm
@@ -82,6 +83,6 @@ def test_what_fails_is_said_after_the_others(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     broken = replace(TINY, horizon=1)  # nobody solves it within one step
     out = tmp_path / "runs"
-    with pytest.raises(Exception, match="within 1 steps"):
+    with pytest.raises(DataError, match="within 1 steps"):
         sliced.work([Run(broken, "bc", 0, out), *runs(out, 1)], until=time.monotonic() + 300, processes=1)
     assert all(sliced.finished(run) for run in runs(out, 1))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import weights
+from small import fresh_model, weights
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
@@ -49,12 +49,6 @@ def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 4, history=6, n_levels=64, cache=cache)
 
 
-def model_on(device: str, env: HeadstartVecEnv, **settings: Any) -> PPO:
-    extractor = {"width": 32, "channels": 8}
-    settings = {"n_steps": 8, "batch_size": 16, "policy_kwargs": {"features_extractor_kwargs": extractor}} | settings
-    return PPO(env=env, seed=0, device=device, **settings)
-
-
 def shortened(config: type) -> Any:
     """A learner's configuration with a handful of updates in every stage."""
     parts = {"bc": BC, "reflect": REFLECT, "iwm": IWMConfig(bc=BC, updates=3), "updates": 3, "batch_size": 8}
@@ -71,7 +65,7 @@ def test_learners_agree(config: type, env: HeadstartVecEnv, demos: Demos, branch
     for device in ("cpu", DEVICE):
         env.seed(0)
         env.reset()
-        policy = model_on(device, env).policy
+        policy = fresh_model(env, device=device).policy
         assert policy.device.type == device
         learner = LEARNERS[config](policy, shortened(config), seed=0)  # type: ignore[arg-type]
         found.append(learner.fit(demos, branches, env).metrics)
@@ -86,7 +80,7 @@ def test_learners_agree(config: type, env: HeadstartVecEnv, demos: Demos, branch
 def test_labels_agree(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     judged = []
     for device in ("cpu", DEVICE):
-        learner = Reflection(model_on(device, env).policy, REFLECT)
+        learner = Reflection(fresh_model(env, device=device).policy, REFLECT)
         learner.fit_judges(branches, outcomes=branches.take(demos.last))
         judged.append(learner.judgement(branches))
     np.testing.assert_allclose(*judged, atol=1e-2)
@@ -114,7 +108,7 @@ def test_reinforcement_learning_goes_on_from_a_checkpoint(tmp_path: Path, env: H
 
     def fresh() -> PPO:
         env.seed(0)
-        model = model_on(DEVICE, env, auxiliary_coef=0.1)
+        model = fresh_model(env, device=DEVICE, auxiliary_coef=0.1)
         model.policy.warm_start = "bc"
         model.set_auxiliary(IWM(model.policy))
         model.set_logger(configure(None, []))
@@ -135,7 +129,7 @@ def test_reinforcement_learning_goes_on_from_a_checkpoint(tmp_path: Path, env: H
 
 
 def test_a_model_moves_between_devices(tmp_path: Path, env: HeadstartVecEnv, demos: Demos) -> None:
-    model = model_on(DEVICE, env)
+    model = fresh_model(env, device=DEVICE)
     model.save(tmp_path / "model")
     there = PPO.load(tmp_path / "model", device="cpu").policy
     assert there.device.type == "cpu"
