@@ -1,9 +1,10 @@
 """Fine-tuning that goes on after a kill as if nothing had happened: where it was, in two files that take turns.
 
-A checkpoint is made between two updates, where no rollout is half done: weights, optimizers, the anchor, episodes and
-what they remember, every generator of random numbers, counters, the statistics of episodes, and what the logger has
-still to say. What follows from all of that is the same bit for bit, on the same machine and device. Plain arrays and
-JSON, through envs/storage.py: nothing is pickled, and a write that is cut off leaves the other file as it was.
+A checkpoint is made between two updates, where no rollout is half done: weights, optimizers, the anchor, every
+generator of random numbers, counters; of PPO also episodes and what they remember, their statistics, and what the
+logger has still to say. (GRPO's attempts are over when an update is.) What follows from all of that is the same bit for
+bit, on the same machine and device. Plain arrays and JSON, through envs/storage.py: nothing is pickled, and a write
+that is cut off leaves the other file as it was.
 """
 
 import json
@@ -23,7 +24,7 @@ from torch import nn
 
 from headstart.envs import storage
 from headstart.envs.errors import DataError
-from headstart.learners import PPO
+from headstart.learners import GRPO, PPO
 
 __all__ = ["Checkpoint", "HeldBack", "discard", "load", "restore", "save"]
 
@@ -35,9 +36,9 @@ Checkpoint = tuple[dict[str, NDArray], dict[str, Any]]
 
 
 # ---- files ----
-def save(directory: Path, model: PPO, kept: dict[str, Any]) -> None:
-    """Write where ``model`` is, and ``kept`` (JSON values), over the older of the two files."""
-    arrays, facts = _arrays(model), _facts(model) | {"kept": kept}
+def save(directory: Path, trained: PPO | GRPO, kept: dict[str, Any]) -> None:
+    """Write where ``trained`` is, and ``kept`` (JSON values), over the older of the two files."""
+    arrays, facts = _arrays(trained), _facts(trained) | {"kept": kept}
     arrays["facts"] = np.frombuffer(json.dumps(facts, allow_nan=False).encode(), np.uint8)
     turn = facts["counters"]["num_timesteps"]
     steps = [_steps(directory / name) for name in FILES]
@@ -70,20 +71,25 @@ def _steps(path: Path) -> int:
     return storage.meta(path)["steps"] if storage.exists(path) else -1
 
 
-# ---- from a model ----
-def _arrays(model: PPO) -> dict[str, NDArray]:
-    arrays = {f"env__{name}": value for name, value in _env(model).state_dict().items()}
-    assert isinstance(model._last_obs, dict)
-    assert model._last_episode_starts is not None
-    arrays |= {f"obs__{name}": value for name, value in model._last_obs.items()}
-    arrays["starts"] = np.asarray(model._last_episode_starts)
-    for prefix, module in _modules(model).items():
+# ---- what is being trained: its networks and random numbers, and what else PPO goes on from ----
+def _arrays(trained: PPO | GRPO) -> dict[str, NDArray]:
+    arrays: dict[str, NDArray] = {}
+    for prefix, module in _modules(trained).items():
         for name, value in module.named_parameters():
             arrays[f"{prefix}__{name.replace('.', '__')}"] = value.detach().cpu().numpy()
-    for prefix, optimizer in _optimizers(model).items():
+    for prefix, optimizer in _optimizers(trained).items():
         for i, moments in optimizer.state_dict()["state"].items():
             for name, value in moments.items():
                 arrays[f"{prefix}__{i}__{name}"] = value.cpu().numpy()
+    if isinstance(trained, GRPO):
+        arrays["generator_words"] = trained.generator.get_state().numpy()
+        return arrays
+    model = trained
+    assert isinstance(model._last_obs, dict)
+    assert model._last_episode_starts is not None
+    arrays |= {f"env__{name}": value for name, value in _env(model).state_dict().items()}
+    arrays |= {f"obs__{name}": value for name, value in model._last_obs.items()}
+    arrays["starts"] = np.asarray(model._last_episode_starts)
     arrays["torch_words"] = torch.get_rng_state().numpy()
     if model.device.type == "cuda":
         arrays["cuda_words"] = torch.cuda.get_rng_state(model.device).numpy()
@@ -92,37 +98,41 @@ def _arrays(model: PPO) -> dict[str, NDArray]:
     return arrays
 
 
-def _facts(model: PPO) -> dict[str, Any]:
+def _facts(trained: PPO | GRPO) -> dict[str, Any]:
+    facts = {
+        "counters": {name: getattr(trained, name) for name in trained.COUNTERS},
+        "warm_start": trained.policy.warm_start,
+        "rates": {name: [g["lr"] for g in o.param_groups] for name, o in _optimizers(trained).items()},
+    }
+    if isinstance(trained, GRPO):
+        return facts | {"generator": trained.rng.bit_generator.state}
+    model = trained
     _, _, *numpy_rest = np.random.get_state()  # noqa: NPY002
     assert model.ep_info_buffer is not None
     assert model.ep_success_buffer is not None
-    logger = model.logger
-    return {
-        "counters": {name: getattr(model, name) for name in model.COUNTERS},
-        "warm_start": model.policy.warm_start,
-        "rates": {name: [g["lr"] for g in o.param_groups] for name, o in _optimizers(model).items()},
+    return facts | {
         "episodes": [{name: float(episode[name]) for name in ("r", "l")} for episode in model.ep_info_buffer],
         "successes": [bool(success) for success in model.ep_success_buffer],
         "numpy": numpy_rest,
         "python": random.getstate()[2],
         # numbers of the last update, which are written after the next rollout; as text, because one may be NaN
-        "said": {name: repr(float(value)) for name, value in logger.name_to_value.items() if value is not None},
+        "said": {name: repr(float(value)) for name, value in model.logger.name_to_value.items() if value is not None},
     }
 
 
-def restore(model: PPO, checkpoint: Checkpoint) -> None:
-    """Make ``model``, of the same settings and with its logger, what it was."""
+def restore(trained: PPO | GRPO, checkpoint: Checkpoint) -> None:
+    """Make ``trained``, of the same settings (and a PPO with its logger), what it was."""
     arrays, facts = checkpoint
     for name, value in facts["counters"].items():
-        setattr(model, name, value)
-    model.policy.warm_start = facts["warm_start"]
-    if model.anchored:
-        model.set_anchor()  # a copy, whose weights come in a moment
-    for prefix, module in _modules(model).items():
+        setattr(trained, name, value)
+    trained.policy.warm_start = facts["warm_start"]
+    if isinstance(trained, PPO) and trained.anchored:
+        trained.set_anchor()  # a copy, whose weights come in a moment
+    for prefix, module in _modules(trained).items():
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 parameter.copy_(torch.as_tensor(arrays[f"{prefix}__{name.replace('.', '__')}"]))
-    for prefix, optimizer in _optimizers(model).items():
+    for prefix, optimizer in _optimizers(trained).items():
         state = optimizer.state_dict()
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in arrays.items():
@@ -132,7 +142,11 @@ def restore(model: PPO, checkpoint: Checkpoint) -> None:
         for group, rate in zip(state["param_groups"], facts["rates"][prefix], strict=True):
             group["lr"] = rate
         optimizer.load_state_dict({**state, "state": moments})
-    env = _env(model)
+    if isinstance(trained, GRPO):
+        trained.generator.set_state(torch.as_tensor(arrays["generator_words"]))
+        trained.rng.bit_generator.state = facts["generator"]
+        return
+    model, env = trained, _env(trained)
     env._reset_seeds()  # nobody resets it
     env.load_state_dict(_below(arrays, "env"))
     model._last_obs, model._last_episode_starts = _below(arrays, "obs"), arrays["starts"]
@@ -151,14 +165,18 @@ def _env(model: PPO) -> Any:
     return model.env
 
 
-def _modules(model: PPO) -> dict[str, nn.Module]:
-    modules: dict[str, nn.Module | None] = {"policy": model.policy, "anchor": model.warm_start_policy}
-    modules["auxiliary"] = model.auxiliary.head if model.auxiliary else None
+def _modules(trained: PPO | GRPO) -> dict[str, nn.Module]:
+    if isinstance(trained, GRPO):
+        return {"policy": trained.policy, "anchor": trained.anchor}
+    modules: dict[str, nn.Module | None] = {"policy": trained.policy, "anchor": trained.warm_start_policy}
+    modules["auxiliary"] = trained.auxiliary.head if trained.auxiliary else None
     return {name: module for name, module in modules.items() if module is not None}
 
 
-def _optimizers(model: PPO) -> dict[str, torch.optim.Optimizer]:
-    optimizers = {"policy_optimizer": model.policy.optimizer, "auxiliary_optimizer": model.auxiliary_optimizer}
+def _optimizers(trained: PPO | GRPO) -> dict[str, torch.optim.Optimizer]:
+    if isinstance(trained, GRPO):
+        return {"optimizer": trained.optimizer}
+    optimizers = {"policy_optimizer": trained.policy.optimizer, "auxiliary_optimizer": trained.auxiliary_optimizer}
     return {name: optimizer for name, optimizer in optimizers.items() if optimizer is not None}
 
 

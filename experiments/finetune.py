@@ -46,7 +46,7 @@ class RL:
     """Steps between two points of the curve."""
     settings: dict[str, Any] = field(default_factory=dict)
     algorithm: str = "ppo"
-    """"ppo", or "grpo", which makes no checkpoints: killed, it begins again at the warm start."""
+    """"ppo" or "grpo"."""
 
     def __post_init__(self) -> None:
         if self.algorithm not in ("ppo", "grpo"):
@@ -163,50 +163,45 @@ def fine_tune(
         log(spent + rl_steps, {"eval/success_rate": rate, "eval/kl_to_start": kl})
         progress(min(1.0, rl_steps / rl.steps))
 
-    class Curve(BaseCallback):
-        """Between two updates: a point of the curve every ``eval_every`` steps, and checkpoints."""
+    def between_updates(trained: PPO | GRPO) -> None:
+        """A point of the curve every ``eval_every`` steps, and checkpoints."""
+        nonlocal updates
+        if trained.num_timesteps >= kept["due"]:
+            measure(trained.num_timesteps)
+            kept["due"] += rl.eval_every
+        if signals.asked or (updates and updates % CHECKPOINT_EVERY == 0):
+            log.events.flush()
+            checkpoint.save(directory, trained, {**kept, "rows": log.rows, "steps": spent + trained.num_timesteps})
+        if signals.asked:
+            signals.let_through()
+        updates += 1
 
-        due, rollouts = kept["due"], 0
+    class Between(BaseCallback):
+        """Stable-Baselines3's way of saying it."""
 
         def _on_rollout_start(self) -> None:
-            if self.num_timesteps >= self.due:
-                measure(self.num_timesteps)
-                self.due += rl.eval_every
-            if signals.asked or (self.rollouts and self.rollouts % CHECKPOINT_EVERY == 0):
-                log.events.flush()
-                now = {"points": points, "due": self.due, "rows": log.rows, "steps": spent + self.num_timesteps}
-                checkpoint.save(directory, model, now)
-            if signals.asked:
-                signals.let_through()
-            self.rollouts += 1
+            between_updates(model)
 
         def _on_step(self) -> bool:
             return True
 
-    def learn_by_grpo() -> None:
-        config, due = GRPOConfig(**rl.settings), 0
-        assert isinstance(model.env, HeadstartVecEnv)
-        grpo = GRPO(model.policy, model.env, config, seed=seed, log=lambda step, metrics: log(spent + step, metrics))
-
-        def between_updates() -> None:
-            nonlocal due
-            if grpo.num_timesteps >= due:
-                measure(grpo.num_timesteps)
-                due += rl.eval_every
-
-        grpo.learn(rl.steps, between_updates)
-        model.num_timesteps = grpo.num_timesteps
-
     model.set_logger(log.logger())
+    trained: PPO | GRPO = model
+    if rl.algorithm == "grpo":
+        assert isinstance(model.env, HeadstartVecEnv)
+        said = lambda step, metrics: log(spent + step, metrics)  # noqa: E731
+        trained = GRPO(model.policy, model.env, GRPOConfig(**rl.settings), seed=seed, log=said)
     if begun is None:
         model.set_random_seed(seed)  # the fit has drawn random numbers too, unless it was done by an earlier run
     else:
-        checkpoint.restore(model, begun)
-    if rl.algorithm == "grpo":
-        learn_by_grpo()
-    else:
-        with checkpoint.HeldBack() as signals:
-            model.learn(rl.steps - model.num_timesteps, callback=Curve(), reset_num_timesteps=begun is None)
+        checkpoint.restore(trained, begun)
+    updates = 0
+    with checkpoint.HeldBack() as signals:
+        if isinstance(trained, GRPO):
+            trained.learn(rl.steps, lambda: between_updates(trained))
+            model.num_timesteps = trained.num_timesteps
+        else:
+            trained.learn(rl.steps - model.num_timesteps, callback=Between(), reset_num_timesteps=begun is None)
     measure(model.num_timesteps)
     facts = curve_facts(points)
     log(spent + model.num_timesteps, {f"curve/{name}": value for name, value in facts.items() if value is not None})

@@ -83,6 +83,9 @@ class GRPO:
     ``num_timesteps``: environment steps so far, walks included.
     """
 
+    COUNTERS = ("num_timesteps",)
+    """Beside weights, the optimizer and random numbers: all that the next update depends on."""
+
     def __init__(
         self,
         policy: HeadstartPolicy,

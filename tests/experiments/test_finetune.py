@@ -23,7 +23,7 @@ from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import checkpoint, finetune
 from headstart.experiments.finetune import RL, Compared, fine_tune, new_model
 from headstart.experiments.runlog import read_rows
-from headstart.learners import BC, PPO, BCConfig
+from headstart.learners import BC, GRPO, PPO, BCConfig
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 ROLLOUT = 8 * 16
@@ -185,6 +185,31 @@ def test_grpo_leaves_the_same_things(tmp_path: Path) -> None:
     disturb()
     tune(tmp_path / "other", rl)
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
+
+
+def test_grpo_killed_goes_on_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Everything that the next update depends on is in the checkpoint, and nothing before the kill is done again."""
+    rl = RL(steps=2500, n_envs=8, eval_every=500, settings={"states": 2, "group": 4, "walk": 4}, algorithm="grpo")
+    tune(tmp_path / "whole", rl)
+    attempt, begun = GRPO.attempt, []
+
+    def counted(grpo: GRPO, *arguments: Any) -> Any:
+        begun.append(grpo.num_timesteps)
+        if len(begun) == 5 and not resumed:
+            raise Killed
+        return attempt(grpo, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GRPO, "attempt", counted)
+        resumed = False
+        with pytest.raises(Killed):
+            tune(tmp_path / "killed", rl)
+        before, resumed = begun.copy(), True
+        disturb()
+        tune(tmp_path / "killed", rl)
+    assert begun[len(before)] in before[1:]  # not from the start
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert steps_of(tmp_path / "killed") == -1
 
 
 def test_an_unknown_algorithm_is_refused() -> None:

@@ -1,0 +1,111 @@
+"""Tuning of fine-tuning: what the search tries, keeps and writes, and from which warm start."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from headstart.envs.banks import split_of
+from headstart.envs.levels import level_hash
+from headstart.experiments import tune_rl
+from headstart.experiments.arms import Arm
+from headstart.experiments.pipeline import RL, Experiment
+from headstart.experiments.runlog import read_rows
+from headstart.learners import BCConfig
+
+TINY = Experiment(
+    name="tiny",
+    env_id="MiniGrid-DoorKey-5x5-v0",
+    demos=2,
+    horizon=20,
+    history=4,
+    ood={},
+    random_success=0.0,
+    expert_success=1.0,
+    arms={"bc": Arm(BCConfig(updates=3, batch_size=8), memory=1, rl=True)},
+    rl=RL(steps=256, n_envs=8, eval_every=128, settings={"learning_rate": 3e-4, "n_steps": 8, "batch_size": 32}),
+    train_levels=8,
+    validation_levels=6,
+)
+
+
+class Here:
+    """A pool of processes that is this process."""
+
+    def __init__(self, processes: int, context: Any) -> None: ...
+
+    def submit(self, work: Any, *arguments: Any) -> Future:
+        future: Future = Future()
+        future.set_result(work(*arguments))
+        return future
+
+    def map(self, work: Any, *columns: Any) -> Iterator[Any]:
+        return map(work, *columns)
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(tune_rl, "RESULTS", tmp_path)
+    monkeypatch.setattr(tune_rl, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(sys, "argv", ["experiments/tune_rl.py", "tiny"])
+    monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=TINY))  # type: ignore[arg-type]
+    return tmp_path / "tiny" / "rl.csv"
+
+
+def test_the_search_goes_on_from_the_best(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
+    """A policy that likes to learn fast, from many short rollouts of few episodes."""
+    asked: list[tuple[RL, int, Any]] = []
+
+    def likes(experiment: Experiment, rl: RL, seed: int, weights: Any) -> dict[str, Any]:
+        asked.append((rl, seed, weights))
+        score = 0.2 * (rl.settings["learning_rate"] == 1e-3) + 0.2 * (rl.n_envs == 16) + 0.01 * (seed - 1000)
+        facts = dict.fromkeys(tune_rl.FACTS, 0.0) | {"rl_area": score}
+        return {"n_envs": rl.n_envs, "learning_rate": rl.settings["learning_rate"], **facts}
+
+    monkeypatch.setattr(tune_rl, "warm_start", lambda experiment, seed: f"bc of {seed}")
+    monkeypatch.setattr(tune_rl, "curve", likes)
+    tune_rl.main()
+    assert all(weights == f"bc of {seed}" for _, seed, weights in asked)
+    tried = [rl for rl, seed, _ in asked if seed == 1000]
+    assert [rl for rl, seed, _ in asked if seed == 1001] == tried
+    rates, rollouts, rest = tried[:3], tried[3:6], tried[6:]
+    assert [rl.settings["learning_rate"] for rl in rates] == [1e-4, 3e-4, 1e-3]
+    assert all(rl.settings["learning_rate"] == 1e-3 for rl in rollouts + rest)
+    assert [rl.n_envs for rl in rollouts] == [8, 16, 16]
+    assert all(rl.n_envs == 16 and rl.settings["n_steps"] == 8 for rl in rest)  # the first of equals
+    assert len(set(map(str, tried))) == len(tried)
+    rows = read_rows(results, kind="tuning")
+    assert len(rows) == len(tried)
+    assert max(float(row["rl_area"]) for row in rows) == pytest.approx(0.405)  # the mean over the draws
+
+
+def test_a_curve_starts_from_the_weights_that_are_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is PPO with its cures, on validation levels; the row says the settings that PPO had."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
+    weights, started = tune_rl.warm_start(TINY, 1000), []
+    fine_tune = tune_rl.fine_tune
+
+    def watched(model: Any, *arguments: Any, **options: Any) -> Any:
+        started.append((model.policy.warm_start, {k: v.clone() for k, v in model.policy.weights().items()}))
+        assert {str(split) for split in split_of(level_hash(options["validation"].rows))} == {"validation"}
+        return fine_tune(model, *arguments, **options)
+
+    monkeypatch.setattr(tune_rl, "fine_tune", watched)
+    row = tune_rl.curve(TINY, dataclasses.replace(TINY.rl, n_envs=4), 1000, weights)
+    ((name, first),) = started
+    assert name == "bc"
+    assert all(torch.equal(value, weights[key]) for key, value in first.items())
+    assert (row["n_envs"], row["n_steps"], row["batch_size"], row["learning_rate"]) == (4, 8, 32, 3e-4)
+    assert row["rl_steps"] >= 256
+    assert 0.0 <= row["rl_area"] <= 1.0
