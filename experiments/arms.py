@@ -64,17 +64,18 @@ def reflection_around(bc: BCConfig) -> ReflectionConfig:
 def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     """Every arm, with the tuned settings of bc and its memory.
 
-    ``bc_long`` has as many updates as ``reflect``. Controls and other methods have no RL. A learner's name alone
-    stands for the budget `extra`: its own stages come on top of bc's updates. With ``_matched`` it makes no more
-    updates than bc, all of its stages shortened alike.
+    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` has a quarter of its practice, for where steps are
+    dear. Controls and other methods have no RL. A learner's name alone stands for the budget `extra`: its own stages
+    come on top of bc's updates. With ``_matched`` it makes no more updates than bc, all of its stages shortened alike.
     """
     reflect = reflection_around(bc)
-    main = {
+    named = {
         "scratch": Arm(None, memory, rl=True),
         "bc": Arm(bc, memory, rl=True),
         "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), memory, rl=False),
         "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
         "reflect": Arm(reflect, memory, rl=True),
+        "reflect_frugal": Arm(dataclasses.replace(reflect, levels=64, states=500), memory, rl=True, main=False),
     }
     others: dict[str, LearnerConfig] = {
         "iwm_joint": IWMConfig(bc=bc, mode="joint"),
@@ -89,10 +90,10 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
         "reflect_shuffled": dataclasses.replace(reflect, rationale_weight=0.3, shuffled_rationale=True),
         "dagger": DaggerConfig(reflect),
     }
-    methods = {name: arm.learner for name, arm in main.items() if name in ("iwm", "reflect")} | others
+    methods = {name: arm.learner for name, arm in named.items() if name in ("iwm", "reflect")} | others
     longer = {name: config for name, config in methods.items() if config and config.total_updates > bc.updates}
     matched = {f"{name}_matched": within(config, bc.updates) for name, config in longer.items()}
-    return main | {name: Arm(config, memory, rl=False, main=False) for name, config in {**others, **matched}.items()}
+    return named | {name: Arm(config, memory, rl=False, main=False) for name, config in {**others, **matched}.items()}
 
 
 def within(config: LearnerConfig, updates: int) -> Any:

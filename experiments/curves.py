@@ -6,13 +6,18 @@ the states that the policy itself came to. The first point is the warm start, so
 between points, and no more certain than the number of levels allows: nothing is smoothed or interpolated.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
-__all__ = ["LEVELS", "area_under", "curve_facts", "steps_to"]
+__all__ = ["LEVELS", "Race", "area_under", "curve_facts", "race", "steps_to"]
 
 LEVELS = (50, 80, 95)
 """Success, in percent, that is waited for."""
+GOAL = 0.95
+"""Success at which a race is over; at the best that both reach, if that is less."""
 
 Point = dict[str, Any]
 
@@ -56,3 +61,51 @@ def area_under(points: list[Point]) -> float:
         return points[0]["success"]
     area = sum((b["rl_steps"] - a["rl_steps"]) * (a["success"] + b["success"]) / 2 for a, b in pairwise(points))
     return area / total
+
+
+@dataclass(frozen=True)
+class Race:
+    """Two arms on the same seeds, each to the goal or, where one of them stays below it, to the best that both reach.
+
+    levels: success that was raced to on each seed, in `seeds`' order. rewarded, counted: steps of RL, and all
+    environment steps with those before RL, of the first arm and of the second.
+    """
+
+    arms: tuple[str, str]
+    seeds: tuple[int, ...]
+    levels: tuple[float, ...]
+    rewarded: tuple[tuple[int, int], ...]
+    counted: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        first, second = self.arms
+        levels = ", ".join(f"{100 * level:.0f}" for level in self.levels)
+        ratios = ", ".join(f"{a / b:.2f}" if b else "-" for a, b in self.counted)
+
+        def medians(steps: tuple[tuple[int, int], ...]) -> str:
+            ours, theirs = (median(column) for column in zip(*steps, strict=True))
+            return f"{ours:,.0f} against {theirs:,.0f}"
+
+        return (
+            f"{first} + PPO against {second} + PPO, to {100 * GOAL:.0f} % on validation levels or else to the best "
+            f"that both reach ({levels} %, seed by seed), medians: {medians(self.rewarded)} steps with reward; "
+            f"{medians(self.counted)} steps with everything counted (ratios {ratios})"
+        )
+
+
+def race(curves: Mapping[str, Mapping[int, list[Point]]], first: str, second: str) -> Race | None:
+    """Of arms with curves (arm, then seed, to points); None where they share no seed."""
+    ours, theirs = curves.get(first, {}), curves.get(second, {})
+    seeds = tuple(sorted({*ours} & {*theirs}))
+    if not seeds:
+        return None
+    pairs = [(ours[seed], theirs[seed]) for seed in seeds]
+    levels = [min(GOAL, *(max(point["success"] for point in curve) for curve in pair)) for pair in pairs]
+
+    def steps(counting: str) -> tuple[tuple[int, int], ...]:
+        found = [
+            [steps_to(curve, level, counting) for curve in pair] for level, pair in zip(levels, pairs, strict=True)
+        ]
+        return tuple((a, b) for a, b in found if a is not None and b is not None)  # both reach it
+
+    return Race((first, second), seeds, tuple(levels), steps("rl_steps"), steps("env_steps"))

@@ -20,7 +20,9 @@ from pathlib import Path
 
 from headstart.envs import storage
 from headstart.experiments import pictures
+from headstart.experiments.curves import race
 from headstart.experiments.evidence import (
+    BASELINES,
     MEAN,
     SHOWN_MODES,
     TEST,
@@ -103,6 +105,7 @@ def _text(runs: Runs, rows: Sequence[Row]) -> str:
             "warm start on validation levels, in the worst seed, once the actor moves."
         )
     parts += _comparisons(runs, "success")
+    parts += _races(runs)
     if facts["variants"]:
         parts += _out_of_distribution(runs)
     if len(facts["instructions"]) > 1:
@@ -117,6 +120,13 @@ def _comparisons(runs: Runs, measure: str) -> list[str]:
     """A list with a line for every difference that counts, and one for the gap to the reference; [] if none."""
     found = [*comparisons(runs.summaries, measure), gap(runs.summaries, measure)]
     lines = [f"- {line}" for line in found if line is not None]
+    return ["\n".join(lines)] if lines else []
+
+
+def _races(runs: Runs) -> list[str]:
+    """A list with a line for every warm start whose PPO raced bc's; [] if none."""
+    rivals = [arm for arm in runs.curves if arm not in ("scratch", *BASELINES)]
+    lines = [f"- {found}" for arm in rivals if (found := race(runs.curves, arm, BASELINES[0]))]
     return ["\n".join(lines)] if lines else []
 
 

@@ -42,6 +42,14 @@ def test_every_arm_looks_at_demonstrations_as_bc_does(name: str) -> None:
     assert all(dataclasses.replace(bc, updates=900) == BC for bc in found)
 
 
+def test_the_frugal_arm_has_a_quarter_of_the_practice_and_is_else_the_same() -> None:
+    reflect, frugal = ARMS["reflect"], ARMS["reflect_frugal"]
+    assert (4 * frugal.learner.levels, 4 * frugal.learner.states) == (reflect.learner.levels, reflect.learner.states)
+    assert dataclasses.replace(frugal.learner, levels=256, states=2000) == reflect.learner
+    assert frugal.rl
+    assert not frugal.main
+
+
 def test_matched_arms_make_no_more_updates_than_bc() -> None:
     matched = [name for name in ARMS if name.endswith("_matched")]
     assert "reflect_matched" in matched

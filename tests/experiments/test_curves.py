@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from headstart.experiments.curves import area_under, curve_facts, steps_to
+from headstart.experiments.curves import area_under, curve_facts, race, steps_to
 
 
 def curve(*success: float, alone: int = 0, spent: int = 0, kl: tuple[float, ...] = ()) -> list[dict[str, Any]]:
@@ -73,3 +73,24 @@ def test_steps_and_area_of_single_points() -> None:
     assert area_under(curve(0.0, 1.0)) == 0.5
     uneven = [{"rl_steps": 0, "success": 0.0}, {"rl_steps": 300, "success": 1.0}, {"rl_steps": 400, "success": 1.0}]
     assert area_under(uneven) == pytest.approx((150 + 100) / 400)
+
+
+def test_a_race_worked_by_hand() -> None:
+    """Seed 0: both reach 95 %. Seed 1: the second never gets beyond 60 %. Seed 2 has no rival."""
+    ours = {0: curve(0.8, 0.96, spent=250), 1: curve(0.7, 0.99, spent=250), 2: curve(0.1)}
+    theirs = {0: curve(0.5, 0.7, 0.94, 0.97, 0.99), 1: curve(0.5, 0.6, 0.55)}
+    found = race({"reflect": ours, "bc": theirs}, "reflect", "bc")
+    assert found is not None
+    assert (found.seeds, found.levels) == ((0, 1), (0.95, 0.6))
+    assert found.rewarded == ((100, 300), (0, 100))
+    assert found.counted == ((350, 300), (250, 100))
+    assert str(found) == (
+        "reflect + PPO against bc + PPO, to 95 % on validation levels or else to the best that both reach (95, 60 %, "
+        "seed by seed), medians: 50 against 200 steps with reward; 300 against 200 steps with everything counted "
+        "(ratios 1.17, 2.50)"
+    )
+
+
+def test_a_race_needs_two() -> None:
+    assert race({"reflect": {0: curve(0.5)}}, "reflect", "bc") is None
+    assert race({"reflect": {0: curve(0.5)}, "bc": {1: curve(0.5)}}, "reflect", "bc") is None
