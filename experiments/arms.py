@@ -64,7 +64,7 @@ def reflection_around(bc: BCConfig) -> ReflectionConfig:
 def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     """Every arm, with the tuned settings of bc and its memory.
 
-    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` has a quarter of its practice, for where steps are
+    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` a quarter of its practice, for where steps are
     dear. Controls and other methods have no RL. A learner's name alone stands for the budget `extra`: its own stages
     come on top of bc's updates. With ``_matched`` it makes no more updates than bc, all of its stages shortened alike.
     """

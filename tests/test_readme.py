@@ -10,6 +10,7 @@ import pytest
 
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.evidence import better_mode, comparison
+from headstart.experiments.intervals import bootstrap_interval
 from headstart.learners import BCConfig, JudgeConfig, ReflectionConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -81,18 +82,26 @@ def test_the_snippet_runs_as_printed_but_for_ppo(monkeypatch: pytest.MonkeyPatch
 RESULTS = README.parent / "experiments" / "results"
 
 
+def cells_below(head: str) -> list[list[str]]:
+    """The cells of the table that begins like this, a list a row."""
+    table = README.read_text().split(head)[1].split("\n\n")[0]
+    return [[cell.strip("* ") for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
+
+
 def study_rows() -> list[list[str]]:
-    """The cells of the table of the study, a list a row."""
-    table = README.read_text().split("| environment | `bc` | `bc_long` | `reflect` |")[1].split("\n\n")[0]
-    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
+    return cells_below("| environment | `bc` | `bc_long` | `reflect` |")
+
+
+def runs_of(name: str) -> list[dict[str, Any]]:
+    """The rows of results.csv; None where an arm has no such number."""
+    with (RESULTS / name / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v if k in ("arm", "env") else float(v) if v else None for k, v in row.items()} for row in rows]
 
 
 @pytest.mark.parametrize("row", study_rows(), ids=lambda row: row[0].strip("`"))
 def test_the_study_is_what_its_rows_say(row: list[str]) -> None:
-    name = row[0].strip("`")
-    with (RESULTS / name / "results.csv").open() as file:
-        runs = [{k: v if k in ("arm", "env") else float(v) for k, v in line.items()} for line in csv.DictReader(file)]
-    cells = []
+    runs, cells = runs_of(row[0].strip("`")), []
     for arm in ("bc", "bc_long", "reflect"):
         some = [run for run in runs if run["arm"] == arm]
         cells.append(f"{100 * np.mean([run[f'success_{better_mode(some)}'] for run in some]):.1f}")
@@ -102,7 +111,18 @@ def test_the_study_is_what_its_rows_say(row: list[str]) -> None:
         assert found.interval is not None
         low, high = found.interval
         cells.append(f"{100 * found.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
-    assert [cell.strip("*") for cell in row[1:]] == cells
+    assert row[1:] == cells
+
+
+@pytest.mark.parametrize("row", cells_below("| environment | `bc` | `bc` + PPO |"), ids=lambda row: row[0])
+def test_ppo_is_what_its_rows_say(row: list[str]) -> None:
+    runs, cells = runs_of(row[0].split("`")[1]), []
+    for arm in ("bc", "reflect"):
+        for column in ("success_sampled", "rl_success_sampled"):
+            success = [run[column] for run in runs if run["arm"] == arm]
+            low, high = bootstrap_interval(success) or (0.0, 0.0)
+            cells.append(f"{100 * np.mean(success):.1f} ({100 * low:.1f} to {100 * high:.1f})")
+    assert row[1:] == cells
 
 
 def test_every_environment_of_the_study_with_results_is_in_its_table() -> None:

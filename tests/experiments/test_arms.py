@@ -43,11 +43,12 @@ def test_every_arm_looks_at_demonstrations_as_bc_does(name: str) -> None:
 
 
 def test_the_frugal_arm_has_a_quarter_of_the_practice_and_is_else_the_same() -> None:
-    reflect, frugal = ARMS["reflect"], ARMS["reflect_frugal"]
-    assert (4 * frugal.learner.levels, 4 * frugal.learner.states) == (reflect.learner.levels, reflect.learner.states)
-    assert dataclasses.replace(frugal.learner, levels=256, states=2000) == reflect.learner
-    assert frugal.rl
-    assert not frugal.main
+    reflect, frugal = ARMS["reflect"].learner, ARMS["reflect_frugal"].learner
+    assert isinstance(reflect, ReflectionConfig)
+    assert isinstance(frugal, ReflectionConfig)
+    assert (4 * frugal.levels, 4 * frugal.states) == (reflect.levels, reflect.states)
+    assert dataclasses.replace(frugal, levels=reflect.levels, states=reflect.states) == reflect
+    assert (ARMS["reflect_frugal"].rl, ARMS["reflect_frugal"].main) == (True, False)
 
 
 def test_matched_arms_make_no_more_updates_than_bc() -> None:
