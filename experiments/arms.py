@@ -66,7 +66,8 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
 
     ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` a quarter of its practice, for where steps are
     dear. Controls and other methods have no RL. A learner's name alone stands for the budget `extra`: its own stages
-    come on top of bc's updates. With ``_matched`` it makes no more updates than bc, all of its stages shortened alike.
+    come on top of bc's updates. With ``_matched`` it makes no more updates than bc, all of its stages shortened alike;
+    with ``_memoryless`` its policy sees the present only.
     """
     reflect = reflection_around(bc)
     named = {
@@ -93,7 +94,10 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     methods = {name: arm.learner for name, arm in named.items() if name in ("iwm", "reflect")} | others
     longer = {name: config for name, config in methods.items() if config and config.total_updates > bc.updates}
     matched = {f"{name}_matched": within(config, bc.updates) for name, config in longer.items()}
-    return named | {name: Arm(config, memory, rl=False, main=False) for name, config in {**others, **matched}.items()}
+    more = {name: Arm(config, memory, rl=False, main=False) for name, config in {**others, **matched}.items()}
+    if memory:
+        more |= {f"{name}_memoryless": Arm(named[name].learner, 0, rl=False, main=False) for name in ("bc", "reflect")}
+    return named | more
 
 
 def within(config: LearnerConfig, updates: int) -> Any:

@@ -29,7 +29,7 @@ def test_every_arm_looks_at_demonstrations_as_bc_does(name: str) -> None:
     """Its bc is the tuned one, but for how long; and a learner belongs to it."""
     config = ARMS[name].learner
     assert type(config) in LEARNERS
-    assert ARMS[name].memory == 2
+    assert ARMS[name].memory == (0 if name.endswith("_memoryless") else 2)
 
     def imitation(part: object) -> list[BCConfig]:
         if isinstance(part, BCConfig):
@@ -49,6 +49,12 @@ def test_the_frugal_arm_has_a_quarter_of_the_practice_and_is_else_the_same() -> 
     assert (4 * frugal.levels, 4 * frugal.states) == (reflect.levels, reflect.states)
     assert dataclasses.replace(frugal, levels=reflect.levels, states=reflect.states) == reflect
     assert (ARMS["reflect_frugal"].rl, ARMS["reflect_frugal"].main) == (True, False)
+
+
+def test_what_memory_is_worth_can_be_asked_where_there_is_any() -> None:
+    for name in ("bc", "reflect"):
+        assert ARMS[f"{name}_memoryless"] == dataclasses.replace(ARMS[name], memory=0, rl=False, main=False)
+    assert not [name for name in arms_around(BC, memory=0) if "memoryless" in name]
 
 
 def test_matched_arms_make_no_more_updates_than_bc() -> None:
