@@ -3,60 +3,28 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny import LEARNED, TINY, Here
 
 from headstart.envs import collect
 from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
 from headstart.experiments import tune
 from headstart.experiments.arms import Arm
-from headstart.experiments.pipeline import RL, Experiment
+from headstart.experiments.pipeline import Experiment
 from headstart.experiments.runlog import read_rows
 from headstart.learners import BCConfig
 
-LEARNED = BCConfig(updates=3, batch_size=8, learning_rate=2e-3, weight_decay=0.1, hidden_past=0.3)
-TINY = Experiment(
-    name="tiny",
-    env_id="MiniGrid-DoorKey-5x5-v0",
-    demos=2,
-    horizon=20,
-    history=4,
-    ood={},
-    random_success=0.0,
-    expert_success=1.0,
-    arms={"bc": Arm(LEARNED, memory=1, rl=True)},
-    rl=RL(),
-    train_levels=8,
-)
 SEEDS = (1000, 1001)
 SETTINGS = {"demos", "memory", *(field.name for field in dataclasses.fields(BCConfig))}
 SCORED = {"success_sampled", "success_greedy"}
 
 Score = Callable[[Experiment, Arm, int], tuple[float, float]]
-
-
-class Here:
-    """A pool of processes that is this process: what is patched here is patched there."""
-
-    def __init__(self, processes: int, context: Any) -> None: ...
-
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future:
-        future: Future = Future()
-        future.set_result(work(*arguments))
-        return future
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def shutdown(self, **options: Any) -> None: ...
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,62 +2,31 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
 from headstart.experiments import tune_rl
-from headstart.experiments.arms import Arm
 from headstart.experiments.pipeline import RL, Experiment
 from headstart.experiments.runlog import read_rows
-from headstart.learners import BCConfig
 
-TINY = Experiment(
-    name="tiny",
-    env_id="MiniGrid-DoorKey-5x5-v0",
-    demos=2,
-    horizon=20,
-    history=4,
-    ood={},
-    random_success=0.0,
-    expert_success=1.0,
-    arms={"bc": Arm(BCConfig(updates=3, batch_size=8), memory=1, rl=True)},
+TINY = dataclasses.replace(
+    tiny.TINY,
     rl=RL(steps=256, n_envs=8, eval_every=128, settings={"learning_rate": 3e-4, "n_steps": 8, "batch_size": 32}),
-    train_levels=8,
     validation_levels=6,
 )
-
-
-class Here:
-    """A pool of processes that is this process."""
-
-    def __init__(self, processes: int, context: Any) -> None: ...
-
-    def submit(self, work: Any, *arguments: Any) -> Future:
-        future: Future = Future()
-        future.set_result(work(*arguments))
-        return future
-
-    def map(self, work: Any, *columns: Any) -> Iterator[Any]:
-        return map(work, *columns)
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(tune_rl, "RESULTS", tmp_path)
-    monkeypatch.setattr(tune_rl, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(tune_rl, "ProcessPoolExecutor", tiny.Here)
     monkeypatch.setattr(sys, "argv", ["experiments/tune_rl.py", "tiny"])
     monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=TINY))  # type: ignore[arg-type]
     return tmp_path / "tiny" / "rl.csv"
