@@ -225,7 +225,8 @@ class EveryViewExtractor(FrameHistoryExtractor):
         place = rearrange(torch.arange(b * t, device=view.device), "(b t) -> b t", b=b)
         now = feature[place[:, -1]]
         if self.memory:
-            now = torch.cat([now, self.past(feature, place, action.long())], dim=1)
+            past = self.past.key_value(feature)[place[:, :-1]]
+            now = torch.cat([now, self.past(now, past, action.long())], dim=1)
         return self.mix(now)
 
     def sentence(self, mission: Tensor) -> Tensor:

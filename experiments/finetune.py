@@ -26,6 +26,7 @@ from headstart.experiments.curves import curve_facts
 from headstart.experiments.runlog import RunLog, write_rows
 from headstart.learners import GRPO, IWM, PPO, GRPOConfig
 from headstart.models import HeadstartPolicy
+from headstart.models.encoders import Memo
 
 __all__ = ["RL", "fine_tune", "load_policy", "new_model", "save_policy"]
 
@@ -98,11 +99,13 @@ class Compared:
 
     def __init__(self, policy: HeadstartPolicy, start: HeadstartPolicy):
         self.policy, self.start, self.act = policy, start, policy.actor()
+        self.memos = Memo(), Memo()
         self.calls, self.nats, self.states = 0, 0.0, 0
 
     def __call__(self, obs: Obs, rng: np.random.Generator) -> NDArray[np.int64]:
         if self.calls % 10 == 0:
-            p, q = (policy.probabilities(obs) for policy in (self.policy, self.start))
+            with self.policy.remembering(self.memos[0]), self.start.remembering(self.memos[1]):
+                p, q = (policy.probabilities(obs) for policy in (self.policy, self.start))
             self.nats += float((p * (np.log(p) - np.log(q))).sum())
             self.states += len(p)
         self.calls += 1

@@ -25,6 +25,7 @@ from torch import Tensor
 from headstart.envs.errors import Diverged, UsageError
 from headstart.envs.simulator import Obs, Simulator
 from headstart.learners.learner import Log, Practice, silent
+from headstart.models.encoders import Memo
 from headstart.models.policy import HeadstartPolicy, as_tensors, draw
 
 __all__ = ["GRPO", "GRPOConfig", "group_advantage"]
@@ -140,9 +141,11 @@ class GRPO:
         playing = states.fork(np.repeat(np.arange(len(states)), group))
         returns, who = np.zeros(len(playing)), np.arange(len(playing))  # who is still playing
         steps: list[tuple[NDArray[np.int64], Obs, NDArray[np.int64], NDArray[np.float64]]] = []
+        memo = Memo()
         while len(who):
             obs = playing.observe()
-            p = self.policy.probabilities(obs)
+            with self.policy.remembering(memo):
+                p = self.policy.probabilities(obs)
             action = draw(p, self.rng)
             steps.append((who, obs, action, np.log(p[np.arange(len(p)), action])))
             env_steps += playing.step(action)

@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from headstart.envs.errors import Diverged, UsageError
 from headstart.envs.transitions import Demos
 from headstart.learners.bc import imitation_targets
+from headstart.models.encoders import Memo
 from headstart.models.losses import soft_cross_entropy
 from headstart.models.policy import HeadstartPolicy, as_tensors
 
@@ -118,7 +119,7 @@ class PPO(StablePPO):
         self.anchored = False
         self._fitted_by: str | None = None  # policy.warm_start as it was saved
         self._critic_only = self._actor_updates = 0
-        self._rollout, self._rewarded = _Rollout(), False
+        self._rollout, self._rewarded, self._memo = _Rollout(), False, Memo()
         if settings.get("clip_range_vf") is not None:
             raise UsageError("PPO: clip_range_vf is not supported. Leave it out.")
         settings |= {"n_steps": n_steps, "batch_size": batch_size, "n_epochs": n_epochs}
@@ -165,7 +166,7 @@ class PPO(StablePPO):
         return super()._setup_learn(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        ours = ["warm_start_policy", "auxiliary", "auxiliary_optimizer", "demos", "_lessons", "_rollout"]
+        ours = ["warm_start_policy", "auxiliary", "auxiliary_optimizer", "demos", "_lessons", "_rollout", "_memo"]
         return [*super()._excluded_save_params(), *ours]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -179,7 +180,8 @@ class PPO(StablePPO):
     # ---- rollouts ----
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         self._rollout = _Rollout()
-        return super().collect_rollouts(*args, **kwargs)
+        with self.policy.remembering(Memo()):
+            return super().collect_rollouts(*args, **kwargs)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
@@ -205,6 +207,7 @@ class PPO(StablePPO):
         jump = 1.5 * self.target_kl if self.anchored and self.target_kl is not None else np.inf
         policy.set_training_mode(True)
         found: dict[str, list[float]] = defaultdict(list)
+        self._memo = Memo()  # of the warm start, which never changes; not kept, so that one who resumes has the same
         for batch in chain.from_iterable(buffer.get(self.batch_size) for _ in range(self.n_epochs)):
             loss, metrics = self._value_loss(batch) if critic_only else self._loss(batch, kl_coef)
             if metrics.get("train/approx_kl", 0.0) > jump:
@@ -291,7 +294,7 @@ class PPO(StablePPO):
             "train/clip_fraction": ((ratio - 1).abs() > clip_range).float().mean().item(),
         }
         if self.warm_start_policy is not None and kl_coef:
-            with torch.no_grad():
+            with torch.no_grad(), self.warm_start_policy.remembering(self._memo):
                 log_q = torch.log_softmax(self.warm_start_policy.logits(obs), dim=1)  # type: ignore[arg-type]
             kl = (log_p.exp() * (log_p - log_q)).sum(1).mean()
             loss, metrics["rl/kl_to_init"] = loss + kl_coef * kl, kl.item()

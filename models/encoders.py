@@ -4,6 +4,8 @@ Legend: N frames, F bytes of a frame (MiniGrid: 49 packed cells of the 7 x 7 vie
 E pairs of frames before and after an action, L words of a mission, D width.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -17,6 +19,7 @@ __all__ = [
     "CELL_PARTS",
     "VIEW",
     "Features",
+    "Memo",
     "MissionEncoder",
     "VectorEffectEncoder",
     "VectorEncoder",
@@ -48,21 +51,64 @@ def cell_table() -> Tensor:
     return torch.cat([F.one_hot(classes, n) for classes, n in parts], dim=1).float()
 
 
+def row_keys(rows: Tensor) -> Tensor:
+    """A number (N,) int64 for each row of a byte matrix (N, F), to tell rows apart by.
+
+    It is a 64-bit sum of random odd multiples: sorting or looking up one number a row is much cheaper than comparing
+    rows, and the chance that two of a million share a number is about 1e-7.
+    """
+    generator = torch.Generator().manual_seed(0x5EED)
+    odd = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator) * 2 + 1
+    return (rows.long() * odd.to(rows.device)).sum(1)
+
+
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows (U, F) of a byte matrix (N, F) and the place (N,) of each row among them.
 
     ``distinct[place]`` equals ``rows``, so what is computed once per distinct row and gathered by ``place`` has the
-    gradient of the whole batch. Rows are told apart by a 64-bit sum of random odd multiples: sorting one number a
-    row is much cheaper than ``torch.unique(dim=0)``, and the chance that two of a million rows share a number
-    is about 1e-7.
+    gradient of the whole batch.
     """
-    generator = torch.Generator().manual_seed(0x5EED)
-    odd = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator) * 2 + 1
-    key = (rows.long() * odd.to(rows.device)).sum(1)
-    values, place = torch.unique(key, return_inverse=True)
+    values, place = torch.unique(row_keys(rows), return_inverse=True)
     first = torch.empty(len(values), dtype=torch.long, device=rows.device)
     first[place] = torch.arange(len(rows), device=rows.device)  # any of several equal rows will do
     return rows[first], place
+
+
+class Memo:
+    """What has been computed of rows, so that nothing is computed twice while weights stay as they are.
+
+    At most ``limit`` rows are remembered; then it starts over. ``of`` says whose results these are.
+    """
+
+    of: tuple[int, int] | None = None
+
+    def __init__(self, limit: int = 2**15):
+        self.limit = limit
+        self.forget()
+
+    def forget(self) -> None:
+        self.known: dict[int, int] = {}  # key of a row -> its place in the tables
+        self.tables: tuple[Tensor, ...] = ()
+
+    def __call__(
+        self, rows: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Tables, one for each result of ``compute``, and the place (N,) of each of the rows (N, F) in them."""
+        keys = row_keys(rows).tolist()
+        if self.tables and len(self.known) + len(keys) > len(self.tables[0]):
+            self.forget()
+        known, before = self.known, len(self.known)
+        place = np.array([known.setdefault(key, len(known)) for key in keys], np.int64)
+        highest = np.maximum.accumulate(np.append(before - 1, place))
+        new = np.flatnonzero(np.diff(highest))  # where a row occurs for the first time
+        if len(new) or not self.tables:
+            results = compute(rows[torch.as_tensor(new, device=rows.device)])
+            if not self.tables:
+                size = max(self.limit, 2 * len(keys))
+                self.tables = tuple(result.new_empty(size, *result.shape[1:]) for result in results)
+            for table, result in zip(self.tables, results, strict=True):
+                table[before : len(known)] = result
+        return self.tables, torch.as_tensor(place, device=rows.device)
 
 
 class ViewEncoder(nn.Module):

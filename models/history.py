@@ -2,7 +2,7 @@
 
 And what training does to it: hidden pasts, swapped contexts.
 
-Legend: B states in a batch, T = history + 1 frames, U distinct frames among the B * T, D width.
+Legend: B states in a batch, T = history + 1 frames, D width.
 """
 
 import torch
@@ -47,8 +47,8 @@ class HistoryAttention(nn.Module):
 
     The present frame is the query; each earlier frame, with its age and the action taken there, is a key and a
     value. Frames from before the episode are masked; a learned null entry lets the present ignore the past, and
-    keeps the softmax defined at the first step. Projections of frames, actions and ages are added after they are
-    projected, so that each distinct frame is projected once.
+    keeps the softmax defined at the first step. Frames are projected by ``key_value`` before they are put in their
+    place, each distinct one once; actions and ages are added to that.
     """
 
     def __init__(self, width: int, history: int, n_actions: int, heads: int = 4):
@@ -61,15 +61,15 @@ class HistoryAttention(nn.Module):
         self.null = nn.Parameter(torch.randn(2 * width) * 0.02)
         self.out = nn.Linear(width, width)
 
-    def forward(self, feature: Tensor, place: Tensor, action: Tensor) -> Tensor:
-        """Features (U, D) of distinct frames, their place (B, T) in time, actions (B, T-1) -> (B, D).
+    def forward(self, now: Tensor, past: Tensor, action: Tensor) -> Tensor:
+        """Features (B, D) now, earlier ones through ``key_value`` (B, T-1, 2D), actions (B, T-1) -> (B, D).
 
         An action of ``n_actions`` marks a frame from before the episode.
         """
-        past = self.key_value(feature)[place[:, :-1]] + self.action(action) + self.age  # (B, T-1, 2D)
+        past = past + self.action(action) + self.age
         memory = torch.cat([self.null.expand(len(past), 1, -1), past], dim=1)  # (B, T, 2D)
         missing = F.pad(action == self.n_actions, (1, 0))  # the null entry never is
-        query = rearrange(self.query(feature[place[:, -1]]), "b (h d) -> b h 1 d", h=self.heads)
+        query = rearrange(self.query(now), "b (h d) -> b h 1 d", h=self.heads)
         key, value = rearrange(memory, "b t (two h d) -> two b h t d", two=2, h=self.heads)
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=~missing[:, None, None])
         return self.out(rearrange(read, "b h 1 d -> b (h d)"))
@@ -88,10 +88,9 @@ class Recall(nn.Module):
         self.seen = nn.Linear(width, width)
         self.now = nn.Linear(width, width)
 
-    def forward(self, feature: Tensor, place: Tensor, before: Tensor) -> Tensor:
-        """Features (U, D) of distinct frames, their place (B, T) in time -> (B, D).
+    def forward(self, now: Tensor, past: Tensor, before: Tensor) -> Tensor:
+        """Features (B, D) now, earlier ones through ``seen`` (B, T-1, D) -> (B, D).
 
         ``before`` (B, T-1) marks frames from before the episode.
         """
-        seen = self.seen(feature).relu()[place[:, :-1]]  # (B, T-1, D)
-        return seen.masked_fill(before.unsqueeze(2), 0.0).amax(dim=1) * self.now(feature[place[:, -1]])
+        return past.relu().masked_fill(before.unsqueeze(2), 0.0).amax(dim=1) * self.now(now)

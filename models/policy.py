@@ -4,6 +4,7 @@ Legend: B states in a batch, T = history + 1 frames, F bytes of a frame, L missi
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -18,7 +19,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from headstart.envs.spaces import GRID, Layout
-from headstart.models.encoders import MissionEncoder, distinct_rows, frame_encoder
+from headstart.models.encoders import Memo, MissionEncoder, distinct_rows, frame_encoder
 from headstart.models.history import HistoryAttention, Recall
 
 RECENT = 4  # frames that a policy attends to in their order; of older ones it knows only that they were there
@@ -46,8 +47,10 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
     shifts encoded views (FiLM, arXiv 1709.07871), after the encoder so that missions share them. The present then
     attends to the last RECENT frames and actions; a longer memory also recalls, without order, what was seen at all.
     Whatever depends on one view and mission only is computed once for each distinct pair in the batch: the gradient
-    is the same, and most pairs occur many times.
+    is the same, and most pairs occur many times. Where there is no gradient, a ``memo`` carries them from step to step.
     """
+
+    memo: Memo | None = None
 
     def __init__(
         self,
@@ -82,21 +85,34 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         view = observations["frames"][:, first:, : self.layout.seen]
         return view, observations["actions"][:, first:], observations["mission"]
 
+    def encode(self, seen: Tensor) -> tuple[Tensor, ...]:
+        """Views, each with its mission (U, view + L) -> features (U, D), and how the past will be read from them."""
+        view, mission = seen[:, : self.layout.seen], seen[:, self.layout.seen :]
+        told, which = distinct_rows(mission)
+        scale, shift = self.film(self.mission(told))[which].chunk(2, dim=1)
+        feature = torch.relu(self.view(view) * (1 + scale) + shift)
+        of_past = [self.past.key_value(feature)] if self.recent else []
+        of_past += [self.recall.seen(feature)] if self.memory > self.recent else []
+        return feature, *of_past
+
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         view, action, mission = self.read(observations)
         b, t = view.shape[:2]
         seen = torch.cat([view, repeat(mission, "b l -> b t l", t=t).to(view.dtype)], dim=-1)
-        distinct, place = distinct_rows(rearrange(seen, "b t f -> (b t) f"))  # (U, view + L), (B * T,)
+        seen = rearrange(seen, "b t f -> (b t) f")
+        if self.memo is None or torch.is_grad_enabled():
+            distinct, place = distinct_rows(seen)
+            (feature, *of_past) = self.encode(distinct)
+        else:
+            (feature, *of_past), place = self.memo(seen, self.encode)
         place = rearrange(place, "(b t) -> b t", b=b)
-        view, mission = distinct.split([view.shape[2], mission.shape[1]], dim=1)
-        told, which = distinct_rows(mission)
-        scale, shift = self.film(self.mission(told))[which].chunk(2, dim=1)
-        feature = torch.relu(self.view(view) * (1 + scale) + shift)  # (U, D)
-        parts = [feature[place[:, -1]]]
+        now = feature[place[:, -1]]
+        parts = [now]
         if self.recent:
-            parts.append(self.past(feature, place[:, -1 - self.recent :], action[:, -self.recent :].long()))
+            recently = of_past[0][place[:, -1 - self.recent : -1]]
+            parts.append(self.past(now, recently, action[:, -self.recent :].long()))
         if self.memory > self.recent:
-            parts.append(self.recall(feature, place, action == self.n_actions))
+            parts.append(self.recall(now, of_past[-1][place[:, :-1]], action == self.n_actions))
         return self.mix(torch.cat(parts, dim=1))
 
 
@@ -183,6 +199,20 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
             raise ValueError(f"weights of another policy: {sorted(weights.keys() ^ self.weights().keys())} differ")
         self.load_state_dict(weights, strict=False)
 
+    @contextmanager
+    def remembering(self, memo: Memo) -> Iterator[None]:
+        """Within it, what has no gradient encodes each view once, until weights change; then ``memo`` starts over."""
+        version = sum(parameter._version for parameter in self.parameters())  # counts changes in place
+        if memo.of != (id(self), version):
+            memo.forget()
+            memo.of = (id(self), version)
+        extractor: Any = self.features_extractor
+        outer, extractor.memo = extractor.memo, memo
+        try:
+            yield
+        finally:
+            extractor.memo = outer
+
     @torch.no_grad()
     def probabilities(self, obs: dict[str, NDArray], *, temperature: float = 1.0, chunk: int = 4096) -> NDArray:
         """(N, A) float64 action probabilities for observations in numpy, however many."""
@@ -196,9 +226,11 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         self, *, greedy: bool = False, temperature: float = 1.0
     ) -> Callable[[dict[str, NDArray], np.random.Generator], NDArray[np.int64]]:
         """How the policy acts in a simulator: the likeliest action, or one drawn at a temperature."""
+        memo = Memo()
 
         def act(obs: dict[str, NDArray], rng: np.random.Generator) -> NDArray[np.int64]:
-            p = self.probabilities(obs, temperature=temperature)
+            with self.remembering(memo):
+                p = self.probabilities(obs, temperature=temperature)
             if greedy:
                 return p.argmax(axis=1)
             return draw(p, rng)

@@ -1,5 +1,6 @@
 """Fine-tuning: killed at any moment, it goes on to the same bytes."""
 
+import contextlib
 import os
 import random
 import signal
@@ -224,7 +225,11 @@ def test_distance_worked_by_hand() -> None:
         def act(obs: dict[str, Any], rng: Any) -> np.ndarray:
             return np.full(len(obs["frames"]), 3)
 
-        return SimpleNamespace(probabilities=lambda obs: np.tile(p, (len(obs["frames"]), 1)), actor=lambda: act)
+        return SimpleNamespace(
+            probabilities=lambda obs: np.tile(p, (len(obs["frames"]), 1)),
+            actor=lambda: act,
+            remembering=lambda memo: contextlib.nullcontext(),
+        )
 
     actor = Compared(policy(0.5, 0.5), policy(0.25, 0.75))
     for n in (2, *[1] * 10):

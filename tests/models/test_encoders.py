@@ -19,6 +19,7 @@ from headstart.models.encoders import (
     CELL_PARTS,
     CELLS,
     VIEW,
+    Memo,
     MissionEncoder,
     ViewEncoder,
     cell_classes,
@@ -70,6 +71,34 @@ def test_rows_that_nearly_agree_are_told_apart() -> None:
     assert torch.equal(distinct[place], rows)
     two_swapped = torch.tensor([[1, 2] + [0] * 48, [2, 1] + [0] * 48], dtype=torch.uint8)
     assert len(distinct_rows(two_swapped)[0]) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(SMALL_BYTES, min_size=1, max_size=6), st.sampled_from([1, 8, 1000]))
+def test_a_memo_has_what_would_have_been_computed(batches: list[np.ndarray], limit: int) -> None:
+    width = min(batch.shape[1] for batch in batches)
+    memo, asked = Memo(limit), []
+
+    def compute(rows: Tensor) -> tuple[Tensor, Tensor]:
+        asked.extend(map(tuple, rows.tolist()))
+        return rows.double() ** 2, rows.sum(1)
+
+    for batch in batches:
+        rows = torch.as_tensor(batch[:, :width])
+        (squares, sums), place = memo(rows, compute)
+        assert torch.equal(squares[place], rows.double() ** 2)
+        assert torch.equal(sums[place], rows.sum(1))
+        assert len(memo.known) <= len(squares)
+    if limit == 1000:
+        assert len(asked) == len(set(asked))  # nothing twice
+
+
+def test_a_full_memo_starts_over() -> None:
+    memo, asked = Memo(limit=4), []
+    for value in (1, 2, 1, 3, 4, 5, 1):
+        memo(torch.full((1, 3), value, dtype=torch.uint8), lambda rows: (asked.append(int(rows[0, 0])), (rows,))[1])
+    assert asked == [1, 2, 3, 4, 5, 1]
+    assert len(memo.known) == 2
 
 
 def test_real_views_repeat_and_are_found_again() -> None:

@@ -24,6 +24,10 @@ def remembered(b: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     return feature, place, torch.randint(A, (b, HISTORY), generator=generator)
 
 
+def remember(memory: HistoryAttention, feature: Tensor, place: Tensor, action: Tensor) -> Tensor:
+    return memory(feature[place[:, -1]], memory.key_value(feature)[place[:, :-1]], action)
+
+
 def attention_by_hand(memory: HistoryAttention, feature: Tensor, place: Tensor, action: Tensor) -> Tensor:
     """One state after the other, one head after the other, with a softmax written out."""
     out, size = [], WIDTH // memory.heads
@@ -46,7 +50,9 @@ def test_it_is_attention_written_out(memory: HistoryAttention) -> None:
     feature, place, action = remembered()
     action[0] = NONE
     action[1, :2] = NONE
-    torch.testing.assert_close(memory(feature, place, action), attention_by_hand(memory, feature, place, action))
+    torch.testing.assert_close(
+        remember(memory, feature, place, action), attention_by_hand(memory, feature, place, action)
+    )
 
 
 def test_what_lies_before_the_episode_is_masked(memory: HistoryAttention) -> None:
@@ -54,14 +60,14 @@ def test_what_lies_before_the_episode_is_masked(memory: HistoryAttention) -> Non
     action[:, :2] = NONE
     elsewhere = place.clone()
     elsewhere[:, :2] = (place[:, :2] + 1) % 9
-    assert torch.equal(memory(feature, place, action), memory(feature, elsewhere, action))
+    assert torch.equal(remember(memory, feature, place, action), remember(memory, feature, elsewhere, action))
     elsewhere[:, 2] = (place[:, 2] + 1) % 9
-    assert (memory(feature, place, action) != memory(feature, elsewhere, action)).any(1).all()
+    assert (remember(memory, feature, place, action) != remember(memory, feature, elsewhere, action)).any(1).all()
 
 
 def test_the_first_step_of_an_episode_reads_the_null_entry(memory: HistoryAttention) -> None:
     feature, place, action = remembered()
-    out = memory(feature, place, torch.full_like(action, NONE))
+    out = remember(memory, feature, place, torch.full_like(action, NONE))
     value = memory.null[WIDTH:]
     torch.testing.assert_close(out, memory.out(value).expand(5, -1))
 
@@ -70,7 +76,7 @@ def test_masked_frames_have_no_gradient(memory: HistoryAttention) -> None:
     feature, _, action = remembered(1)
     feature.requires_grad_()
     action[0] = torch.tensor([NONE, NONE, 2])
-    memory(feature, torch.tensor([[0, 1, 2, 3]]), action).square().sum().backward()
+    remember(memory, feature, torch.tensor([[0, 1, 2, 3]]), action).square().sum().backward()
     assert feature.grad is not None
     moved = feature.grad.abs().sum(1) > 0
     assert moved.tolist() == [False, False, True, True] + [False] * 5
@@ -79,20 +85,20 @@ def test_masked_frames_have_no_gradient(memory: HistoryAttention) -> None:
 @pytest.mark.parametrize("age", range(HISTORY))
 def test_every_age_and_every_action_counts(memory: HistoryAttention, age: int) -> None:
     feature, place, action = remembered()
-    before = memory(feature, place, action)
+    before = remember(memory, feature, place, action)
     other = action.clone()
     other[:, age] = (action[:, age] + 1) % A
-    assert (memory(feature, place, other) != before).any(1).all()
+    assert (remember(memory, feature, place, other) != before).any(1).all()
     moved = place.clone()
     moved[:, age] = (place[:, age] + 1) % 9
-    assert (memory(feature, moved, action) != before).any(1).all()
+    assert (remember(memory, feature, moved, action) != before).any(1).all()
 
 
 def test_the_order_of_the_past_counts(memory: HistoryAttention) -> None:
     feature, _, _ = remembered(1)
     action, place = torch.tensor([[2, 2, 2]]), torch.tensor([[0, 1, 2, 3]])
     swapped = torch.tensor([[1, 0, 2, 3]])
-    assert not torch.allclose(memory(feature, place, action), memory(feature, swapped, action))
+    assert not torch.allclose(remember(memory, feature, place, action), remember(memory, feature, swapped, action))
 
 
 # ---- hidden pasts ----
@@ -165,12 +171,12 @@ def test_nothing_to_hide_draws_nothing() -> None:
 def test_a_hidden_action_is_a_word_of_its_own(memory: HistoryAttention) -> None:
     """It reads as no action that was taken, and what was seen there is read as before."""
     feature, place, action = remembered()
-    told = memory(feature, place, torch.full_like(action, HIDDEN))
+    told = remember(memory, feature, place, torch.full_like(action, HIDDEN))
     for a in range(A):
-        assert (memory(feature, place, torch.full_like(action, a)) != told).any(1).all()
+        assert (remember(memory, feature, place, torch.full_like(action, a)) != told).any(1).all()
     moved = place.clone()
     moved[:, 1] = (place[:, 1] + 1) % 9
-    assert (memory(feature, moved, torch.full_like(action, HIDDEN)) != told).any(1).all()
+    assert (remember(memory, feature, moved, torch.full_like(action, HIDDEN)) != told).any(1).all()
 
 
 def test_recall_worked_by_hand() -> None:
@@ -179,10 +185,10 @@ def test_recall_worked_by_hand() -> None:
     for layer in (recall.seen, recall.now):
         torch.nn.init.eye_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    feature, place = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 5.0]]), torch.tensor([[0, 1, 2]])
-    assert recall(feature, place, torch.tensor([[False, False]])).tolist() == [[3.0, 10.0]]
-    assert recall(feature, place, torch.tensor([[True, False]])).tolist() == [[0.0, 10.0]]
-    assert recall(feature, place, torch.tensor([[True, True]])).tolist() == [[0.0, 0.0]]
+    now, past = torch.tensor([[3.0, 5.0]]), recall.seen(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]))
+    assert recall(now, past, torch.tensor([[False, False]])).tolist() == [[3.0, 10.0]]
+    assert recall(now, past, torch.tensor([[True, False]])).tolist() == [[0.0, 10.0]]
+    assert recall(now, past, torch.tensor([[True, True]])).tolist() == [[0.0, 0.0]]
 
 
 # ---- swapped contexts ----

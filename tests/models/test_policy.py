@@ -229,6 +229,56 @@ def test_the_greedy_actor_takes_the_likeliest_action() -> None:
     np.testing.assert_equal(action, made.probabilities(obs).argmax(1))
 
 
+# ---- what is remembered from step to step ----
+@pytest.mark.parametrize("memory", [0, 1, 2, HISTORY])
+def test_a_memo_changes_nothing_but_the_work(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "RECENT", 2)  # so that the longest memory also recalls
+    made, memo, encoded = extractor(memory), encoders.Memo(), []
+    encode = made.view.forward
+    monkeypatch.setattr(made.view, "forward", lambda frame: (encoded.append(len(frame)), encode(frame))[1])
+    obs = tensors(observations(n=60))
+    wanted, pairs = made(obs), encoded.pop()
+    made.memo = memo
+    with torch.no_grad():
+        for i in range(0, 60, 20):
+            some = {name: value[i : i + 20] for name, value in obs.items()}
+            torch.testing.assert_close(made(some), wanted[i : i + 20])
+    assert sum(encoded) == pairs
+    assert not torch.equal(made(obs), torch.zeros_like(wanted))
+    assert encoded[-1] == pairs  # with a gradient, everything is computed again
+
+
+def test_an_actor_forgets_when_weights_change() -> None:
+    made, obs, rng = made_policy(), observations(), np.random.default_rng
+    torch.nn.init.normal_(made.action_net.weight, std=5.0)
+    act = made.actor()
+    before = act(obs, rng(0))
+    optimizer = torch.optim.SGD(made.parameters(), lr=1.0)
+    made.logits(tensors(obs))[:, 0].sum().backward()
+    optimizer.step()
+    after = act(obs, rng(0))
+    assert (after != before).any()
+    np.testing.assert_equal(after, made.actor()(obs, rng(0)))
+    made.load_weights(made_policy().weights())
+    np.testing.assert_equal(act(obs, rng(0)), made_policy().actor()(obs, rng(0)))
+
+
+def test_a_memo_is_of_one_policy() -> None:
+    one, other, memo = made_policy(), made_policy(), encoders.Memo()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(5))
+    for made in (one, other, one):
+        with made.remembering(memo):
+            found = made.probabilities(observations())
+        np.testing.assert_allclose(found, made.probabilities(observations()), rtol=1e-5)
+    inner = encoders.Memo()
+    with one.remembering(memo):
+        with one.remembering(inner):  # a curve is measured in the middle of a rollout
+            pass
+        assert one.features_extractor.memo is memo
+    assert one.features_extractor.memo is None
+
+
 def test_the_sampling_actor_takes_actions_as_often_as_they_are_likely() -> None:
     made = made_policy()
     torch.nn.init.normal_(made.action_net.weight, std=2.0)
