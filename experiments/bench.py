@@ -47,18 +47,28 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from headstart.envs import HeadstartVecEnv, Simulator, bank, branch, collect_demos, engine, make_vec_env, missions
+from headstart.envs import (
+    HeadstartVecEnv,
+    Simulator,
+    bank,
+    branch,
+    collect_demos,
+    engine,
+    evaluate,
+    make_vec_env,
+    missions,
+)
 from headstart.envs.banks import import_seeds
 from headstart.envs.levels import export_level, import_level
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.envs.simulator import GridStates, Obs
+from headstart.envs.simulator import Actor, GridStates, Obs
 from headstart.envs.transitions import Demos
 from headstart.experiments.runlog import write_rows
 from headstart.learners import BC, PPO, BCConfig
 from headstart.learners.bc import imitation_targets
 from headstart.models import HeadstartPolicy
 from headstart.models.encoders import CELLS, VIEW, ViewEncoder
-from headstart.models.policy import FrameHistoryExtractor
+from headstart.models.policy import FrameHistoryExtractor, draw
 
 RESULTS = Path(__file__).resolve().parent / "results" / "bench"
 IMITATION = "imitation==1.0.1"
@@ -485,9 +495,9 @@ def flat(demos: Demos) -> NDArray[np.uint8]:
     return np.concatenate([demos.obs["frames"][:, -1, :CELLS], demos.obs["mission"]], axis=1)
 
 
-def our_policy(demos: Demos, extractor: type[FrameHistoryExtractor]) -> HeadstartPolicy:
+def our_policy(demos: Demos, extractor: type[FrameHistoryExtractor], memory: int = 0) -> HeadstartPolicy:
     env = HeadstartVecEnv(import_seeds(demos.env_id, demos.seed[:1].tolist()), 1, history=demos.history)
-    kwargs = {"memory": 0, "n_actions": engine.N_ACTIONS}
+    kwargs = {"memory": memory, "n_actions": engine.N_ACTIONS}
     assert isinstance(env.observation_space, spaces.Dict)
     assert isinstance(env.action_space, spaces.Discrete)
     return HeadstartPolicy(
@@ -545,6 +555,28 @@ def bc(options: "Options", episodes: int = 100, samples: int = 20_000) -> list[R
             what = f"counted: {counted}; {equal}"
             rows.append(compare(*row, target=target, unit=f"{side} samples/s", what=what))
     return rows
+
+
+# ---- rows: tests of a policy ----
+def exams(options: "Options", levels: int = 500, updates: int = 500) -> list[Row]:
+    """A policy that attends to its last four frames, tested: each view encoded once, or again at every step."""
+    environment = ENVIRONMENTS["key_corridor"]
+    with tempfile.TemporaryDirectory() as cache:
+        demos = collect_demos(environment.id, environment.budget, history=4, cache=cache)
+    policy = our_policy(demos, FrameHistoryExtractor, memory=4)
+    BC(policy, BCConfig(updates=updates, batch_size=16)).fit(demos)
+    unseen = import_seeds(environment.id, range(10_000, 10_000 + levels))
+
+    def test(actor: Callable[[], Actor]) -> Callable[[], float]:
+        rng = np.random.default_rng
+        return lambda: float(evaluate(unseen, actor(), history=4, horizon=environment.horizon, rng=rng(0))[1].sum())
+
+    def anew(obs: Obs, rng: np.random.Generator) -> NDArray[np.int64]:
+        return draw(policy.probabilities(obs), rng)
+
+    measured = in_turns(options.sides(ours=test(policy.actor), theirs=test(lambda: anew)), options.rounds)
+    what = f"bc tested on {levels} levels at once, sampled; theirs: nothing is remembered from step to step"
+    return [compare("exam", environment.id, **measured, target=">= 1.5", unit="steps/s", what=what)]
 
 
 # ---- rows: cost ----
@@ -626,6 +658,7 @@ GROUPS: dict[str, Callable[[Options], list[Row]]] = {
     "level_import": level_import,
     "ppo": ppo,
     "bc": bc,
+    "exams": exams,
     "linear": linear,
     "bank_size": bank_size,
 }

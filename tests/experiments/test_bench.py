@@ -141,6 +141,7 @@ def test_ppo_sides_have_equal_networks_and_settings(tmp_path: Path):
         ("steps", {"sizes": (2, 3)}, 6),
         ("level_import", {"n": 2}, 3),
         ("ppo", {"rollout": 32, "envs": 4, "batch_size": 16, "levels": 8}, 6),
+        ("exams", {"levels": 3, "updates": 2}, 1),
         ("linear", {"episodes": 2, "states": 64}, 2),
         ("bank_size", {"env_ids": [bench.DOOR_KEY, bench.GO_TO], "levels": 4}, 2),
     ],
