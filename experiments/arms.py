@@ -9,7 +9,7 @@ nothing but bc is chosen anew from environment to environment.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from headstart.envs.errors import UsageError
@@ -52,6 +52,8 @@ class Arm:
     """Whether PPO goes on from there."""
     main: bool = True
     """Whether it runs if no arms are named."""
+    ppo: dict[str, Any] = field(default_factory=dict)
+    """Settings of PPO that are this arm's own."""
 
 
 def reflection_around(bc: BCConfig) -> ReflectionConfig:
@@ -65,9 +67,10 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     """Every arm, with the tuned settings of bc and its memory.
 
     ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` a quarter of its practice, for where steps are
-    dear. Controls and other methods have no RL. A learner's name alone stands for the budget `extra`: its own stages
-    come on top of bc's updates. With ``_matched`` it makes no more updates than bc, all of its stages shortened alike;
-    with ``_memoryless`` its policy sees the present only.
+    dear. ``bc_plain`` and ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with a world
+    model's loss beside PPO's. Controls and other methods have no RL. A learner's name alone stands for the budget
+    `extra`: its own stages come on top of bc's updates. With ``_matched`` it makes no more updates than bc, all of its
+    stages shortened alike; with ``_memoryless`` its policy sees the present only.
     """
     reflect = reflection_around(bc)
     named = {
@@ -91,6 +94,14 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
         "reflect_shuffled": dataclasses.replace(reflect, rationale_weight=0.3, shuffled_rationale=True),
         "dagger": DaggerConfig(reflect),
     }
+    own_ppo: dict[str, tuple[str, dict[str, Any]]] = {
+        "bc_plain": ("bc", {"plain": True}),
+        "reflect_plain": ("reflect", {"plain": True}),
+        "bc_auxiliary": ("bc", {"auxiliary_coef": 0.3}),
+    }
+    named |= {
+        name: dataclasses.replace(named[start], main=False, ppo=settings) for name, (start, settings) in own_ppo.items()
+    }
     methods = {name: arm.learner for name, arm in named.items() if name in ("iwm", "reflect")} | others
     longer = {name: config for name, config in methods.items() if config and config.total_updates > bc.updates}
     matched = {f"{name}_matched": within(config, bc.updates) for name, config in longer.items()}
@@ -109,13 +120,13 @@ def within(config: LearnerConfig, updates: int) -> Any:
 
     def shorten(part: Any) -> Any:
         changes = {}
-        for field in dataclasses.fields(part):
-            value = getattr(part, field.name)
+        for one in dataclasses.fields(part):
+            value = getattr(part, one.name)
             if dataclasses.is_dataclass(value):
-                changes[field.name] = shorten(value)
-            elif field.name in ("updates", "round_updates"):
-                changes[field.name] = int(value * share)
-                if not changes[field.name]:
+                changes[one.name] = shorten(value)
+            elif one.name in ("updates", "round_updates"):
+                changes[one.name] = int(value * share)
+                if not changes[one.name]:
                     raise UsageError(f"{type(config).__name__} cannot be shortened to {updates} updates.")
         return dataclasses.replace(part, **changes)
 

@@ -73,6 +73,7 @@ from headstart.models.policy import FrameHistoryExtractor, draw
 RESULTS = Path(__file__).resolve().parent / "results" / "bench"
 IMITATION = "imitation==1.0.1"
 DOOR_KEY, GO_TO, BOSS = "MiniGrid-DoorKey-8x8-v0", "BabyAI-GoToLocal-v0", "BabyAI-BossLevel-v0"
+SMALL = "MiniGrid-DoorKey-5x5-v0"
 PUT_NEXT = "BabyAI-PutNextLocal-v0"
 STUDY = tuple(environment.id for environment in ENVIRONMENTS.values() if environment.study)
 
@@ -378,7 +379,7 @@ def level_import(options: "Options", n: int = 64) -> list[Row]:
 
 
 # ---- rows: learners ----
-def our_ppo(env_id: str, cache: Path, n_envs: int, rollout: int, batch_size: int, levels: int) -> PPO:
+def our_ppo(env_id: str, cache: Path, n_envs: int, rollout: int, batch_size: int, levels: int, seed: int = 0) -> PPO:
     env = make_vec_env(env_id, n_envs, n_levels=levels, history=1, cache=cache)
     return PPO(
         env=env,
@@ -386,13 +387,13 @@ def our_ppo(env_id: str, cache: Path, n_envs: int, rollout: int, batch_size: int
         batch_size=batch_size,
         n_epochs=4,
         ent_coef=0.01,
-        seed=0,
+        seed=seed,
         device="cpu",
         policy_kwargs={"features_extractor_kwargs": {"memory": 0}},
     )
 
 
-def their_ppo(env_id: str, n_envs: int, rollout: int, batch_size: int) -> StablePPO:
+def their_ppo(env_id: str, n_envs: int, rollout: int, batch_size: int, seed: int = 0) -> StablePPO:
     """Stable-Baselines3 as it comes: its policy with the same layers, its Monitor, Python environments in a row."""
 
     def make() -> gymnasium.Env:
@@ -405,7 +406,7 @@ def their_ppo(env_id: str, n_envs: int, rollout: int, batch_size: int) -> Stable
         batch_size=batch_size,
         n_epochs=4,
         ent_coef=0.01,
-        seed=0,
+        seed=seed,
         device="cpu",
         policy_kwargs={
             "features_extractor_class": EveryViewExtractor,
@@ -448,6 +449,46 @@ def ppo(
             unit = "env steps/s"
             rows.append(compare(name, env_id, measured[ours], measured[theirs], target=aim, unit=unit, what=what))
     return rows
+
+
+def solved(
+    options: "Options",
+    seeds: Sequence[int] = (0, 1, 2),
+    share: float = 0.95,
+    steps: int = 1_000_000,
+    rollout: int = 4096,
+    levels: int = 2048,
+    unseen: int = 300,
+) -> list[Row]:
+    """From scratch until this share of unseen levels is solved: CPU-seconds of learning, tests not counted.
+
+    Raises RuntimeError where that takes more than ``steps``.
+    """
+    tests = import_seeds(SMALL, range(1_000_000, 1_000_000 + unseen))
+
+    def seconds(model: StablePPO) -> tuple[float, int]:
+        spent, act = 0.0, lambda obs, rng: model.predict(obs)[0]
+        while model.num_timesteps < steps:
+            start = time.process_time()
+            model.learn(rollout, reset_num_timesteps=False)
+            spent += time.process_time() - start
+            rng = np.random.default_rng(0)
+            if evaluate(tests, act, history=1, horizon=250, rng=rng)[0].mean() >= share:
+                return spent, model.num_timesteps
+        raise RuntimeError(f"{SMALL}: {type(model).__name__} has not solved {share:.0%} after {steps:,} steps.")
+
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as cache:
+        for seed in seeds:
+            ours.append(seconds(our_ppo(SMALL, Path(cache), 64, rollout, min(512, rollout), levels, seed)))
+            theirs.append(seconds(their_ppo(SMALL, 16, rollout, min(64, rollout), seed)))
+    counts = [f"{', '.join(f'{n:,}' for _, n in side)}" for side in (ours, theirs)]
+    what = (
+        f"PPO from scratch until {share:.0%} of {unseen} unseen levels, sampled; seeds {', '.join(map(str, seeds))}, "
+        f"env steps {counts[0]} / {counts[1]}; minibatch 512 / 64, 64 / 16 envs, else as ppo"
+    )
+    times = [[spent for spent, _ in side] for side in (ours, theirs)]
+    return [compare("solved", SMALL, *times, target="<= 0.2", unit="seconds", what=what)]
 
 
 def imitation_python(venv: Path) -> Path:
@@ -657,6 +698,7 @@ GROUPS: dict[str, Callable[[Options], list[Row]]] = {
     "steps": steps,
     "level_import": level_import,
     "ppo": ppo,
+    "solved": solved,
     "bc": bc,
     "exams": exams,
     "linear": linear,

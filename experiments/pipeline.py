@@ -118,10 +118,20 @@ class Run:
         return self.out / self.experiment.name / "demos" / f"seed{self.seed}" / "demos.npz"
 
     @property
+    def rl(self) -> RL:
+        """Fine-tuning, with the arm's own settings."""
+        rl, own = self.experiment.rl, self.experiment.arms[self.arm].ppo
+        if own and rl.algorithm != "ppo":
+            raise UsageError(
+                f"{self.arm}: has settings of PPO, but {self.experiment.name} fine-tunes by {rl.algorithm}."
+            )
+        return dataclasses.replace(rl, settings={**rl.settings, **own})
+
+    @property
     def config(self) -> dict[str, Any]:
         """What decides the result of this run: the other arms do not."""
         arm = self.experiment.arms[self.arm]
-        experiment = dataclasses.asdict(dataclasses.replace(self.experiment, arms={self.arm: arm}))
+        experiment = dataclasses.asdict(dataclasses.replace(self.experiment, arms={self.arm: arm}, rl=self.rl))
         learner = experiment.pop("arms")[self.arm]["learner"]
         if arm.learner is not None:
             learner = {type(arm.learner).__name__: learner}
@@ -139,7 +149,7 @@ def run_arm(run: Run) -> dict[str, Any]:
         arm = experiment.arms[run.arm]
         model = new_model(
             bank(experiment.env_id, "train", experiment.train_levels),
-            experiment.rl,
+            run.rl,
             memory=arm.memory,
             history=experiment.history,
             horizon=experiment.horizon,
@@ -156,7 +166,7 @@ def run_arm(run: Run) -> dict[str, Any]:
             before, during = seconds(experiment, run.arm)
             curve = fine_tune(
                 model,
-                experiment.rl,
+                run.rl,
                 directory,
                 validation=bank(experiment.env_id, "validation", experiment.validation_levels),
                 horizon=experiment.horizon,

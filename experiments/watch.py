@@ -59,7 +59,7 @@ def watch(run: Run, path: Path, *, episodes: int, greedy: bool) -> list[Played]:
         raise UsageError(f"--episodes {episodes}: choose between 1 and {len(levels)}, the number of test levels.")
     model = new_model(
         levels,
-        experiment.rl,
+        run.rl,
         memory=arm.memory,
         history=experiment.history,
         horizon=experiment.horizon,

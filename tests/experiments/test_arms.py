@@ -51,6 +51,15 @@ def test_the_frugal_arm_has_a_quarter_of_the_practice_and_is_else_the_same() -> 
     assert (ARMS["reflect_frugal"].rl, ARMS["reflect_frugal"].main) == (True, False)
 
 
+def test_arms_with_settings_of_ppo_are_else_those_that_they_are_compared_with() -> None:
+    own = {"bc_plain": {"plain": True}, "reflect_plain": {"plain": True}, "bc_auxiliary": {"auxiliary_coef": 0.3}}
+    assert {name: arm.ppo for name, arm in ARMS.items() if arm.ppo} == own
+    for name in own:
+        start = ARMS[name.partition("_")[0]]
+        assert start.rl
+        assert dataclasses.replace(ARMS[name], ppo={}, main=True) == start
+
+
 def test_what_memory_is_worth_can_be_asked_where_there_is_any() -> None:
     for name in ("bc", "reflect"):
         assert ARMS[f"{name}_memoryless"] == dataclasses.replace(ARMS[name], memory=0, rl=False, main=False)

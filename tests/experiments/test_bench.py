@@ -141,6 +141,7 @@ def test_ppo_sides_have_equal_networks_and_settings(tmp_path: Path):
         ("steps", {"sizes": (2, 3)}, 6),
         ("level_import", {"n": 2}, 3),
         ("ppo", {"rollout": 32, "envs": 4, "batch_size": 16, "levels": 8}, 6),
+        ("solved", {"seeds": [0, 1], "share": 0.0, "rollout": 64, "levels": 8, "unseen": 3}, 1),
         ("exams", {"levels": 3, "updates": 2}, 1),
         ("linear", {"episodes": 2, "states": 64}, 2),
         ("bank_size", {"env_ids": [bench.DOOR_KEY, bench.GO_TO], "levels": 4}, 2),
@@ -154,6 +155,11 @@ def test_every_group_of_rows_runs(group: str, sizes: dict, n_rows: int, monkeypa
         assert row.ours > 0
         assert row.ratio_min <= row.ratio <= row.ratio_max
     assert bench.table(rows).count("\n") == len(rows)
+
+
+def test_what_is_not_solved_is_said() -> None:
+    with pytest.raises(RuntimeError, match="PPO has not solved 110% after 64 steps"):
+        bench.solved(OPTIONS, seeds=[0], share=1.1, steps=64, rollout=64, levels=8, unseen=3)
 
 
 def test_cloning_counts_what_is_processed_and_what_is_represented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -446,6 +446,34 @@ def test_another_arms_settings_are_no_difference(finished: Path) -> None:
     assert_same(contents(finished), before)
 
 
+def test_an_arm_is_fine_tuned_with_its_own_settings(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are in its configuration, in no other's, and in the model; the warm start is the same."""
+    models, tune = [], pipeline.fine_tune
+    monkeypatch.setattr(pipeline, "fine_tune", lambda model, *a, **k: (models.append(model), tune(model, *a, **k))[1])
+    plain = dataclasses.replace(TINY.arms["bc"], ppo={"plain": True})
+    mixed = dataclasses.replace(TINY, arms={**TINY.arms, "bc_plain": plain})
+    run(tmp_path, "bc_plain", mixed)
+    run(tmp_path, "bc", mixed)
+    assert [model.plain for model in models] == [True, False]
+    assert (models[0].n_steps, models[0].warm_start_policy) == (16, None)
+    ours, others, before = (
+        contents(out / "tiny" / arm / "seed0")
+        for out, arm in ((tmp_path, "bc_plain"), (tmp_path, "bc"), (finished, "bc"))
+    )
+    assert ours["warm_start.safetensors"] == others["warm_start.safetensors"]
+    assert ours["policy.safetensors"] != others["policy.safetensors"]
+    assert_same(others, before)
+
+
+def test_settings_of_ppo_are_not_given_to_another_algorithm(tmp_path: Path) -> None:
+    arm = dataclasses.replace(TINY.arms["bc"], ppo={"plain": True})
+    other = dataclasses.replace(TINY, arms={"bc_plain": arm}, rl=RL(algorithm="grpo"))
+    with pytest.raises(UsageError, match="bc_plain: has settings of PPO, but tiny fine-tunes by grpo"):
+        run(tmp_path, "bc_plain", other)
+
+
 def test_without_rl_first_and_with_rl_later(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     summary = run(tmp_path, "reflect", with_arm("reflect", rl=False))
     assert summary["rl_steps"] == 0
