@@ -207,7 +207,7 @@ class PPO(StablePPO):
         jump = 1.5 * self.target_kl if self.anchored and self.target_kl is not None else np.inf
         policy.set_training_mode(True)
         found: dict[str, list[float]] = defaultdict(list)
-        self._memo = Memo()  # of the warm start, which never changes; not kept, so that one who resumes has the same
+        self._memo = Memo()  # of a trunk that is not trained; not kept, so that one who resumes has the same
         for batch in chain.from_iterable(buffer.get(self.batch_size) for _ in range(self.n_epochs)):
             loss, metrics = self._value_loss(batch) if critic_only else self._loss(batch, kl_coef)
             if metrics.get("train/approx_kl", 0.0) > jump:
@@ -266,7 +266,7 @@ class PPO(StablePPO):
     # ---- losses ----
     def _value_loss(self, batch: RolloutBufferSamples) -> tuple[Tensor, Metrics]:
         """The critic's alone: trunk and actor stay as they are."""
-        with torch.no_grad():
+        with torch.no_grad(), self.policy.remembering(self._memo):
             features = self.policy.features(batch.observations)  # type: ignore[arg-type]
         value = self.policy.value_net(self.policy.mlp_extractor.forward_critic(features)).flatten()
         loss = F.mse_loss(value, batch.returns)

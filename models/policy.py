@@ -201,12 +201,12 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
 
     @contextmanager
     def remembering(self, memo: Memo) -> Iterator[None]:
-        """Within it, what has no gradient encodes each view once, until weights change; then ``memo`` starts over."""
-        version = sum(parameter._version for parameter in self.parameters())  # counts changes in place
+        """Within it, what has no gradient encodes each view once; when the trunk has changed, ``memo`` starts over."""
+        extractor: Any = self.features_extractor
+        version = sum(parameter._version for parameter in extractor.parameters())  # counts changes in place
         if memo.of != (id(self), version):
             memo.forget()
             memo.of = (id(self), version)
-        extractor: Any = self.features_extractor
         outer, extractor.memo = extractor.memo, memo
         try:
             yield
