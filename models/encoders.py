@@ -77,10 +77,10 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 class Memo:
     """What has been computed of rows, so that nothing is computed twice while weights stay as they are.
 
-    At most ``limit`` rows are remembered; then it starts over. ``of`` says whose results these are.
+    At most ``limit`` rows are remembered; then it starts over. ``of`` says whose results these are, and as of when.
     """
 
-    of: tuple[int, int] | None = None
+    of: tuple[object, int] | None = None
 
     def __init__(self, limit: int = 2**15):
         self.limit = limit

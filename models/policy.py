@@ -204,9 +204,9 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         """Within it, what has no gradient encodes each view once; when the trunk has changed, ``memo`` starts over."""
         extractor: Any = self.features_extractor
         version = sum(parameter._version for parameter in extractor.parameters())  # counts changes in place
-        if memo.of != (id(self), version):
+        if memo.of != (extractor, version):
             memo.forget()
-            memo.of = (id(self), version)
+            memo.of = (extractor, version)
         outer, extractor.memo = extractor.memo, memo
         try:
             yield
