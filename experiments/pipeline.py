@@ -378,14 +378,17 @@ def _versions(run: Run) -> dict[str, Any]:
 
 # Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
 _SECONDS_PER_UPDATE = 0.017
-_RL_STEPS_PER_SECOND = 2500
+_RL_STEPS_PER_SECOND = 1900
+_TEST_STEPS_PER_SECOND = 100_000
 
 
 def seconds(experiment: Experiment, name: str) -> tuple[float, float]:
-    """Estimated seconds of an arm's fit and test, and of its PPO."""
+    """Estimated seconds of an arm's fit and its tests, and of its PPO with the tests that follow."""
     arm = experiment.arms[name]
     fit = _SECONDS_PER_UPDATE * arm.learner.total_updates if arm.learner else 0.0
-    return fit + 3.0, experiment.rl.steps / _RL_STEPS_PER_SECOND if arm.rl else 0.0
+    steps = experiment.test_levels * (len(MODES) * experiment.horizon + 2 * sum(experiment.ood.values()))
+    tests = steps / _TEST_STEPS_PER_SECOND
+    return fit + tests, experiment.rl.steps / _RL_STEPS_PER_SECOND + tests if arm.rl else 0.0
 
 
 def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
