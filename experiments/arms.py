@@ -68,9 +68,11 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
 
     ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` a quarter of its practice, for where steps are
     dear. ``bc_plain`` and ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with a world
-    model's loss beside PPO's. Controls and other methods have no RL. A learner's name alone stands for the budget
-    `extra`: its own stages come on top of bc's updates. With ``_matched`` it makes no more updates than bc, all of its
-    stages shortened alike; with ``_memoryless`` its policy sees the present only.
+    model's loss beside PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no RL.
+
+    A learner's name alone stands for the budget `extra`: its own stages come on top of bc's updates. With ``_matched``
+    it makes no more updates than bc, all of its stages shortened alike; with ``_memoryless`` its policy sees nothing but
+    the present.
     """
     reflect = reflection_around(bc)
     named = {
@@ -98,6 +100,7 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
         "bc_plain": ("bc", {"plain": True}),
         "reflect_plain": ("reflect", {"plain": True}),
         "bc_auxiliary": ("bc", {"auxiliary_coef": 0.3}),
+        "reflect_rehearsal": ("reflect", {"rehearsal_coef": 0.3}),
     }
     named |= {
         name: dataclasses.replace(named[start], main=False, ppo=settings) for name, (start, settings) in own_ppo.items()

@@ -19,12 +19,11 @@ from headstart.envs.banks import Levels
 from headstart.envs.collect import evaluate
 from headstart.envs.errors import UsageError
 from headstart.envs.simulator import Obs
-from headstart.envs.transitions import Demos
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import checkpoint
 from headstart.experiments.curves import curve_facts
 from headstart.experiments.runlog import RunLog, write_rows
-from headstart.learners import GRPO, IWM, PPO, GRPOConfig
+from headstart.learners import GRPO, IWM, PPO, GRPOConfig, Lessons
 from headstart.models import HeadstartPolicy
 from headstart.models.encoders import Memo
 
@@ -127,11 +126,11 @@ def fine_tune(
     seed: int,
     spent: int,
     progress: Callable[[float], None],
-    demos: Callable[[], Demos],
+    lessons: Callable[[], Lessons],
 ) -> dict[str, Any]:
     """RL from the policy as it is; the curve, on ``validation`` levels, starts at the steps ``spent`` before RL.
 
-    ``demos`` are asked for if the settings want them rehearsed.
+    ``lessons`` are asked for if the settings want them rehearsed.
     """
     weights, curve_path = directory / "policy.safetensors", directory / "curve.json"
     if storage.exists(weights) and storage.exists(curve_path):
@@ -141,7 +140,7 @@ def fine_tune(
     if model.auxiliary_coef:
         model.set_auxiliary(IWM(model.policy, seed=seed))
     if model.rehearsal_coef:
-        model.demos = demos()
+        model.lessons = lessons()
     begun = checkpoint.load(directory)
     kept = {"points": [], "due": 0, "rows": [], "steps": None} if begun is None else begun[1]["kept"]
     points: list[dict[str, Any]] = kept["points"]

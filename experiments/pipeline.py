@@ -9,6 +9,7 @@ seed; its artefact carries a key made of these, and the same command again skips
                                  timing.json        seconds that the fit has taken (volatile)
                                  warm_start.*       weights (safetensors) and what the fit has cost (JSON)
                                  metrics.csv        losses of the fit
+                                 lessons.npz        own states and their labels, where PPO is to rehearse them
                                  evaluation.json    success on test levels, out of distribution, with untrue missions
                                  policy.*           weights after PPO, and a zip for PPO.load
                                  curve.json, rl.csv the curve, and all that PPO says
@@ -46,7 +47,8 @@ from headstart.experiments.arms import Arm
 from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy
 from headstart.experiments.runlog import RunLog, flat, write_rows
 from headstart.experiments.views import beside
-from headstart.learners import IWM, LEARNERS, PPO, Reflection
+from headstart.learners import IWM, LEARNERS, PPO, Lessons, Reflection
+from headstart.learners.bc import imitation_targets
 
 SCHEMA = 1
 
@@ -174,7 +176,7 @@ def run_arm(run: Run) -> dict[str, Any]:
                 seed=run.seed,
                 spent=cost["env_steps"],
                 progress=lambda share: run.progress((before + during * share) / (before + during)),
-                demos=lambda: demonstrate(run),
+                lessons=lambda: _lessons(run, model),
             )
             after = evaluate_policy(run, model, "evaluation_after_rl.json")
             summary |= {f"rl_{name}": after[name] for name in after if name.startswith(("success", "ood"))}
@@ -246,6 +248,10 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
         storage.save_weights(run.directory / "rationale.safetensors", head, kind="rationale", schema=SCHEMA, meta={})
         some = np.linspace(0, len(demos) - 1, 12).astype(int)  # of the demonstrated states, from start to end
         log.say("reflect/rationale", learner.explain({name: x[some] for name, x in demos.obs.items()}), fitted.updates)
+    if isinstance(learner, Reflection) and learner.lessons and run.rl.settings.get("rehearsal_coef"):
+        obs, label, weight = learner.lessons
+        arrays = {**{f"obs_{name}": value for name, value in obs.items()}, "label": label, "weight": weight}
+        storage.save_arrays(run.directory / "lessons.npz", arrays, kind="lessons", schema=SCHEMA)
     log.close()
     write_rows(run.directory / "metrics.csv", log.rows, kind="metrics")
     save_policy(model, weights)
@@ -253,6 +259,16 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
     seconds_taken = {"warm_start": round(time.monotonic() - started, 1)}  # branches and practice included
     storage.save_json(run.directory / "timing.json", seconds_taken, kind="timing", schema=SCHEMA)
     return cost
+
+
+def _lessons(run: Run, model: PPO) -> Lessons:
+    """What PPO is to rehearse: own states with the labels of the judges, or what the expert did."""
+    path = run.directory / "lessons.npz"
+    if not storage.exists(path):
+        return imitation_targets(model.policy, demonstrate(run), mirror=False)
+    arrays, _ = storage.load_arrays(path, kind="lessons", schema=SCHEMA)
+    obs = {name.removeprefix("obs_"): value for name, value in arrays.items() if name.startswith("obs_")}
+    return Lessons(obs, arrays["label"], arrays["weight"])
 
 
 def _predictions(learner: IWM, branches: Branches) -> NDArray[np.uint8]:

@@ -24,12 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headstart.envs import bank
+from headstart.envs.transitions import Demos
 from headstart.experiments.doctor import available_cores
 from headstart.experiments.finetune import RL, fine_tune, new_model
 from headstart.experiments.pipeline import Experiment
 from headstart.experiments.runlog import write_rows
 from headstart.experiments.tune import RESULTS, SEEDS, demonstrations
 from headstart.learners import BC, BCConfig
+from headstart.learners.bc import imitation_targets
 
 DRAWS = SEEDS[:2]
 SETTINGS = ("n_envs", "n_steps", "batch_size", "n_epochs", "learning_rate")
@@ -42,9 +44,12 @@ def warm_start(experiment: Experiment, seed: int) -> dict[str, Tensor]:
     model = new(experiment, experiment.rl, seed)
     learner = experiment.arms["bc"].learner
     assert isinstance(learner, BCConfig)
-    demos = demonstrations(experiment.env_id, experiment.demos, seed, experiment.history, experiment.horizon)
-    BC(model.policy, learner, seed=seed).fit(demos)
+    BC(model.policy, learner, seed=seed).fit(taught(experiment, seed))
     return model.policy.weights()
+
+
+def taught(experiment: Experiment, seed: int) -> Demos:
+    return demonstrations(experiment.env_id, experiment.demos, seed, experiment.history, experiment.horizon)
 
 
 def new(experiment: Experiment, rl: RL, seed: int) -> Any:
@@ -71,9 +76,7 @@ def curve(experiment: Experiment, rl: RL, seed: int, weights: dict[str, Tensor])
             seed=seed,
             spent=0,
             progress=lambda share: None,
-            demos=lambda: demonstrations(
-                experiment.env_id, experiment.demos, seed, experiment.history, experiment.horizon
-            ),
+            lessons=lambda: imitation_targets(model.policy, taught(experiment, seed), mirror=False),
         )
     return {name: getattr(model, name) for name in SETTINGS} | {name: facts[name] for name in FACTS}
 

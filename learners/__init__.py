@@ -15,7 +15,7 @@ from headstart.learners.grpo import GRPO, GRPOConfig
 from headstart.learners.inverse import Inverse, InverseConfig
 from headstart.learners.iwm import IWM, IWMConfig
 from headstart.learners.iwm_reflect import IWMReflect, IWMReflectConfig
-from headstart.learners.learner import Fitted, Learner, Practice
+from headstart.learners.learner import Fitted, Learner, Lessons, Practice
 from headstart.learners.ppo import PPO
 from headstart.learners.preference import Preference, PreferenceConfig
 from headstart.learners.reflection import JudgeConfig, Reflection, ReflectionConfig
@@ -54,6 +54,7 @@ __all__ = [
     "InverseConfig",
     "JudgeConfig",
     "Learner",
+    "Lessons",
     "Noop",
     "NoopConfig",
     "Practice",

@@ -17,15 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import trange
 
 from headstart.envs.errors import DataError
 from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
-from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
+from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, finite, silent
 from headstart.models.encoders import distinct_rows
 from headstart.models.history import hide_past
 from headstart.models.losses import soft_cross_entropy
@@ -66,11 +64,8 @@ class BCConfig:
         return self.updates
 
 
-def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> tuple[Obs, NDArray, NDArray]:
-    """What the policy can tell apart in N expert states: U observations, the expert's actions there and their number.
-
-    obs (U, ...), share of each action (U, A) float32, weight (U,) float32 with mean 1.
-    """
+def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> Lessons:
+    """What the policy can tell apart in the expert's states: the share of each action there, and how many they are."""
     obs, action = demos.obs, demos.action
     if mirror and policy.layout.grid:
         reflected = mirror_obs(obs)
@@ -83,7 +78,8 @@ def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> tu
     taken = np.zeros((len(rows), policy.n_actions), np.float32)
     np.add.at(taken, (place.numpy(), action), 1.0)
     count = taken.sum(1)
-    return {name: value[first] for name, value in obs.items()}, taken / count[:, None], count / count.mean()
+    seen = {name: value[first] for name, value in obs.items()}
+    return Lessons(seen, taken / count[:, None], count / count.mean())
 
 
 def with_mirrored(policy: HeadstartPolicy, branches: Branches, mirror: bool) -> list[Branches]:

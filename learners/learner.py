@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from headstart.envs.errors import DataError, Diverged
-from headstart.envs.simulator import Simulator
+from headstart.envs.simulator import Obs, Simulator
 from headstart.envs.transitions import Branches, Demos
 from headstart.models.policy import HeadstartPolicy
 
-__all__ = ["Fitted", "Learner", "Log", "Practice", "accept", "finite", "silent"]
+__all__ = ["Fitted", "Learner", "Lessons", "Log", "Practice", "accept", "finite", "silent"]
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with the number of updates so far and the metrics of the last one."""
@@ -29,6 +30,17 @@ class Fitted:
     updates: int
     env_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Lessons(NamedTuple):
+    """States, and what to do in each of them."""
+
+    obs: Obs
+    """(U, ...)"""
+    target: NDArray[np.float32]
+    """(U, A) probabilities of the actions."""
+    weight: NDArray[np.float32]
+    """(U,) with mean 1."""
 
 
 class Practice(Protocol):

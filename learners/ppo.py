@@ -13,7 +13,8 @@ A warm-started policy meets a critic that knows nothing; its noise alone undoes 
 
     7. slow trunk     a smaller learning rate for the layers that actor and critic share
     8. auxiliary      the arm's own world-model loss goes on, on what the agent itself sees (arXiv 2605.24517)
-    9. rehearsal      cross-entropy on demonstrations, its weight decaying (DAPG, arXiv 1709.10087)
+    9. rehearsal      cross-entropy on what was to be done in some states, its weight decaying: on the demonstrations
+                      (DAPG, arXiv 1709.10087), or on the labels that judges have given
 
 A policy without a warm start is trained as Stable-Baselines3 would: cures wait for ``policy.warm_start``, which
 learners set. ``plain`` trains any policy like that, for comparison.
@@ -37,8 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headstart.envs.errors import Diverged, UsageError
-from headstart.envs.transitions import Demos
-from headstart.learners.bc import imitation_targets
+from headstart.learners.learner import Lessons
 from headstart.models.encoders import Memo
 from headstart.models.losses import soft_cross_entropy
 from headstart.models.policy import HeadstartPolicy, as_tensors
@@ -71,11 +71,12 @@ class PPO(StablePPO):
     kl_decay: share of training, counted from there, after which that weight has reached zero.
     trunk_factor: learning rate of the shared layers, as a share of the others'.
     auxiliary_coef: weight of the loss that ``model.set_auxiliary`` is to be given before learning.
-    rehearsal_coef: weight of imitating ``model.demos``, which are to be set before learning, when the actor starts.
+    rehearsal_coef: weight of ``model.lessons``, which are to be set before learning, when the actor starts: those of
+        ``imitation_targets(model.policy, demos, mirror=False)``, or a ``Reflection``'s.
     rehearsal_decay: share of training after which that weight has reached zero.
     plain: none of the above, whatever they say.
 
-    A saved model has its anchor with it: one that is loaded goes on where it was. ``auxiliary`` and ``demos`` are
+    A saved model has its anchor with it: one that is loaded goes on where it was. ``auxiliary`` and ``lessons`` are
     not in the file and are to be set again. (Stable-Baselines3 unpickles what it loads: load only what you trust.)
     """
 
@@ -113,7 +114,7 @@ class PPO(StablePPO):
         self.plain = plain
         self.auxiliary: Auxiliary | None = None
         self.auxiliary_optimizer: torch.optim.Optimizer | None = None
-        self.demos: Demos | None = None
+        self.lessons: Lessons | None = None
         self.warm_start_policy: HeadstartPolicy | None = None
         self.actor_started_at: int | None = None  # environment steps
         self.anchored = False
@@ -158,15 +159,18 @@ class PPO(StablePPO):
         if self.auxiliary_coef and self.auxiliary is None:
             raise UsageError("PPO: auxiliary_coef is set, but no loss. Call model.set_auxiliary(IWM(model.policy)).")
         if self.rehearsal_coef:
-            if self.demos is None:
-                raise UsageError("PPO: rehearsal_coef is set, but there are no demonstrations. Set model.demos.")
-            obs, target, weight = imitation_targets(self.policy, self.demos, mirror=False)
-            arrays = (as_tensors(obs, self.device), torch.as_tensor(target), torch.as_tensor(weight))
-            self._lessons = (arrays[0], arrays[1].to(self.device), arrays[2].to(self.device))
+            if self.lessons is None:
+                raise UsageError(
+                    "PPO: rehearsal_coef is set, but there is nothing to rehearse. Set model.lessons, such as "
+                    "imitation_targets(model.policy, demos, mirror=False), or a fitted Reflection's."
+                )
+            obs, *rest = self.lessons
+            target, weight = (torch.as_tensor(part, device=self.device) for part in rest)
+            self._lessons = (as_tensors(obs, self.device), target, weight)
         return super()._setup_learn(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        ours = ["warm_start_policy", "auxiliary", "auxiliary_optimizer", "demos", "_lessons", "_rollout", "_memo"]
+        ours = ["warm_start_policy", "auxiliary", "auxiliary_optimizer", "lessons", "_lessons", "_rollout", "_memo"]
         return [*super()._excluded_save_params(), *ours]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -309,7 +313,7 @@ class PPO(StablePPO):
         return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
     def _rehearsal_loss(self) -> Tensor:
-        """Cross-entropy of a random batch of what the expert did."""
+        """Cross-entropy of a random batch of the lessons."""
         obs, target, weight = self._lessons
         i = torch.randint(len(target), (min(len(target), self.batch_size // 4),), device=target.device)
         logits = self.policy.logits({name: value[i] for name, value in obs.items()})

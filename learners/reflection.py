@@ -43,7 +43,7 @@ from headstart.envs.mirror import mirror_action, mirror_obs
 from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets, with_mirrored
-from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
+from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, finite, silent
 from headstart.models.history import hide_past, swap_context
 from headstart.models.judge import Judge
 from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
@@ -145,6 +145,7 @@ class Reflection:
         ]
         self.rationale = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
         self.imitator: HeadstartPolicy | None = None
+        self.lessons: Lessons | None = None  # of the last round: all own states and their labels
         self.updates = self.env_steps = 0
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
@@ -357,6 +358,7 @@ class Reflection:
         expert_obs, target, weight = imitation_targets(policy, demos, bc.mirror)
         own_obs = {name: np.concatenate([b.obs[name] for b in own]) for name in demos.obs}
         label = np.concatenate(labels)
+        self.lessons = Lessons(own_obs, label, np.ones(len(label), np.float32))
         if bc.mirror and policy.layout.grid:
             mirrored = mirror_obs(own_obs)
             own_obs = {name: np.concatenate([value, mirrored[name]]) for name, value in own_obs.items()}

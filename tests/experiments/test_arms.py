@@ -52,7 +52,12 @@ def test_the_frugal_arm_has_a_quarter_of_the_practice_and_is_else_the_same() -> 
 
 
 def test_arms_with_settings_of_ppo_are_else_those_that_they_are_compared_with() -> None:
-    own = {"bc_plain": {"plain": True}, "reflect_plain": {"plain": True}, "bc_auxiliary": {"auxiliary_coef": 0.3}}
+    own = {
+        "bc_plain": {"plain": True},
+        "reflect_plain": {"plain": True},
+        "bc_auxiliary": {"auxiliary_coef": 0.3},
+        "reflect_rehearsal": {"rehearsal_coef": 0.3},
+    }
     assert {name: arm.ppo for name, arm in ARMS.items() if arm.ppo} == own
     for name in own:
         start = ARMS[name.partition("_")[0]]

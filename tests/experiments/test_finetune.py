@@ -25,6 +25,7 @@ from headstart.experiments import checkpoint, finetune
 from headstart.experiments.finetune import RL, Compared, fine_tune, new_model
 from headstart.experiments.runlog import read_rows
 from headstart.learners import BC, GRPO, PPO, BCConfig
+from headstart.learners.bc import imitation_targets
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 ROLLOUT = 8 * 16
@@ -76,7 +77,7 @@ def tune(directory: Path, rl: RL = TINY) -> dict[str, Any]:
             seed=0,
             spent=1000,
             progress=lambda share: None,
-            demos=lambda: demos,
+            lessons=lambda: imitation_targets(model.policy, demos, mirror=False),
         )
 
 

@@ -467,6 +467,39 @@ def test_an_arm_is_fine_tuned_with_its_own_settings(
     assert_same(others, before)
 
 
+def test_the_labels_of_judges_are_rehearsed_after_a_kill_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are written with the fit, and read by PPO; bc rehearses what the expert did."""
+    tune, lessons = pipeline.fine_tune, []
+    arms = {name: dataclasses.replace(TINY.arms[name], ppo={"rehearsal_coef": 0.1}) for name in ("bc", "reflect")}
+    experiment = dataclasses.replace(TINY, arms=arms)
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise Killed
+
+    def listening(model: PPO, *arguments: Any, **options: Any) -> dict[str, Any]:
+        facts = tune(model, *arguments, **options)
+        lessons.append(model.lessons)
+        return facts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "fine_tune", killed)
+        with pytest.raises(Killed):
+            run(tmp_path, "reflect", experiment)
+    monkeypatch.setattr(pipeline, "fine_tune", listening)
+    for arm in arms:
+        run(tmp_path, arm, experiment)
+    expert, own = lessons
+    demos = pipeline.demonstrate(Run(experiment, "bc", 0, tmp_path))
+    assert expert.target.sum(1) == pytest.approx(1.0)
+    assert len(expert.target) <= len(demos) < len(own.target)
+    assert own.target.sum(1) == pytest.approx(1.0)
+    assert ((own.target > 0).sum(1) == 7).all()
+    assert {name: value.shape[1:] for name, value in own.obs.items()} == {
+        name: value.shape[1:] for name, value in demos.obs.items()
+    }
+    assert not (tmp_path / "tiny" / "bc" / "seed0" / "lessons.npz").exists()
+
+
 def test_settings_of_ppo_are_not_given_to_another_algorithm(tmp_path: Path) -> None:
     arm = dataclasses.replace(TINY.arms["bc"], ppo={"plain": True})
     other = dataclasses.replace(TINY, arms={"bc_plain": arm}, rl=RL(algorithm="grpo"))

@@ -18,6 +18,7 @@ from headstart.envs.errors import Diverged, UsageError
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import Advance, HeadstartVecEnv, make_vec_env
 from headstart.learners import BC, IWM, PPO, BCConfig
+from headstart.learners.bc import imitation_targets
 from headstart.models import HeadstartPolicy
 from headstart.models.policy import as_tensors
 
@@ -363,13 +364,13 @@ def test_rehearsal_keeps_what_the_expert_did(made: Callable[..., PPO], demos: De
     agreed, settings = [], {"critic_updates": 0, "kl_coef": 0.0, "ent_coef": 1.0, "actor_warm_up": 0}
     for coef in (0.0, 20.0):
         model = made(rehearsal_coef=coef, rehearsal_decay=1e9, **settings)
-        model.demos = demos
+        model.lessons = imitation_targets(model.policy, demos, mirror=False)
         model.learn(8 * ROLLOUT)
         p = model.policy.probabilities(demos.obs)
         agreed.append(float(p[np.arange(len(demos)), demos.action].mean()))
     assert agreed[1] > agreed[0] + 0.2
     model = made(rehearsal_coef=1.0, rehearsal_decay=0.25, **settings)
-    model.demos, heard = demos, []
+    model.lessons, heard = imitation_targets(model.policy, demos, mirror=False), []
     model.learn(8 * ROLLOUT, callback=Watch(lambda: heard.append("rl/rehearsal_loss" in model.logger.name_to_value)))
     assert heard == [False, True, True, *[False] * 5]
 

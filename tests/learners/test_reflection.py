@@ -304,6 +304,21 @@ def test_the_policy_takes_over_the_judgement(env: HeadstartVecEnv, demos: Demos,
     assert (policy.probabilities(demos.obs).argmax(1) == demos.action).mean() > 0.95
 
 
+def test_what_it_leaves_to_rehearse_are_its_own_states_and_labels(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    policy, label = fresh_policy(env), np.random.default_rng(0).dirichlet(np.ones(7), size=len(branches))
+    learner = Reflection(policy, small(batch_size=4))
+    assert learner.lessons is None
+    learner.fit_policy(demos, [branches, branches], [label, label[::-1]], updates=1)
+    assert learner.lessons is not None
+    obs, target, weight = learner.lessons
+    np.testing.assert_equal(target, np.concatenate([label, label[::-1]]))
+    np.testing.assert_equal(weight, 1.0)
+    for name, value in obs.items():
+        np.testing.assert_equal(value, np.concatenate([branches.obs[name]] * 2))
+
+
 # ---- in the mirror ----
 LEFT_IS_RIGHT = [1, 0, 2, 3, 4, 5, 6]
 
