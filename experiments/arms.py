@@ -71,8 +71,8 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     model's loss beside PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no RL.
 
     A learner's name alone stands for the budget `extra`: its own stages come on top of bc's updates. With ``_matched``
-    it makes no more updates than bc, all of its stages shortened alike; with ``_memoryless`` its policy sees nothing but
-    the present.
+    it makes no more updates than bc, all of its stages shortened alike; with ``_memoryless`` its policy sees nothing
+    but the present.
     """
     reflect = reflection_around(bc)
     named = {
