@@ -89,7 +89,7 @@ def cells_below(head: str) -> list[list[str]]:
 
 
 def study_rows() -> list[list[str]]:
-    return cells_below("| environment | `bc` | `bc_long` | `reflect` |")
+    return cells_below("| environment | `bc` | `bc_long` | `noop` | `reflect` |")
 
 
 def runs_of(name: str) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def runs_of(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("row", study_rows(), ids=lambda row: row[0].strip("`"))
 def test_the_study_is_what_its_rows_say(row: list[str]) -> None:
     runs, cells = runs_of(row[0].strip("`")), []
-    for arm in ("bc", "bc_long", "reflect"):
+    for arm in ("bc", "bc_long", "noop", "reflect"):
         some = [run for run in runs if run["arm"] == arm]
         cells.append(f"{100 * np.mean([run[f'success_{better_mode(some)}'] for run in some]):.1f}")
     for measure in ("success", "ood"):
