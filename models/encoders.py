@@ -35,6 +35,8 @@ __all__ = [
 LIMIT = 10.0  # of a standardised number: nothing that was never seen may drown all else
 VIEW = 7
 CELLS = VIEW * VIEW
+Tables = tuple[Tensor, ...]
+"""What is computed of N rows: results of N rows each."""
 CELL_PARTS = (11, 6, 3)  # classes of type, colour and state; a packed cell is type * 18 + colour * 3 + state
 
 
@@ -77,7 +79,8 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 class Memo:
     """What has been computed of rows, so that nothing is computed twice while weights stay as they are.
 
-    At most ``limit`` rows are remembered; then it starts over. ``of`` says whose results these are, and as of when.
+    Of each thing that is computed at most ``limit`` rows are remembered; then it starts over. ``of`` says whose results
+    these are, and as of when.
     """
 
     of: tuple[object, int] | None = None
@@ -87,28 +90,27 @@ class Memo:
         self.forget()
 
     def forget(self) -> None:
-        self.known: dict[int, int] = {}  # key of a row -> its place in the tables
-        self.tables: tuple[Tensor, ...] = ()
+        self.kept: dict[str, tuple[dict[int, int], Tables]] = {}  # of each thing: a row's key -> its place; the tables
 
-    def __call__(
-        self, rows: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def __call__(self, what: str, rows: Tensor, compute: Callable[[Tensor], Tables]) -> tuple[Tables, Tensor]:
         """Tables, one for each result of ``compute``, and the place (N,) of each of the rows (N, F) in them."""
         keys = row_keys(rows).tolist()
-        if self.tables and len(self.known) + len(keys) > len(self.tables[0]):
-            self.forget()
-        known, before = self.known, len(self.known)
+        known, tables = self.kept.get(what, ({}, ()))
+        if tables and len(known) + len(keys) > len(tables[0]):
+            known, tables = {}, ()
+        before = len(known)
         place = np.array([known.setdefault(key, len(known)) for key in keys], np.int64)
         highest = np.maximum.accumulate(np.append(before - 1, place))
         new = np.flatnonzero(np.diff(highest))  # where a row occurs for the first time
-        if len(new) or not self.tables:
+        if len(new) or not tables:
             results = compute(rows[torch.as_tensor(new, device=rows.device)])
-            if not self.tables:
+            if not tables:
                 size = max(self.limit, 2 * len(keys))
-                self.tables = tuple(result.new_empty(size, *result.shape[1:]) for result in results)
-            for table, result in zip(self.tables, results, strict=True):
+                tables = tuple(result.new_empty(size, *result.shape[1:]) for result in results)
+            for table, result in zip(tables, results, strict=True):
                 table[before : len(known)] = result
-        return self.tables, torch.as_tensor(place, device=rows.device)
+        self.kept[what] = known, tables
+        return tables, torch.as_tensor(place, device=rows.device)
 
 
 class ViewEncoder(nn.Module):

@@ -19,7 +19,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from headstart.envs.spaces import GRID, Layout
-from headstart.models.encoders import Memo, MissionEncoder, distinct_rows, frame_encoder
+from headstart.models.encoders import Memo, MissionEncoder, Tables, distinct_rows, frame_encoder
 from headstart.models.history import HistoryAttention, Recall
 
 RECENT = 4  # frames that a policy attends to in their order; of older ones it knows only that they were there
@@ -85,11 +85,18 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         view = observations["frames"][:, first:, : self.layout.seen]
         return view, observations["actions"][:, first:], observations["mission"]
 
-    def encode(self, seen: Tensor) -> tuple[Tensor, ...]:
+    def once(self, what: str, rows: Tensor, compute: Callable[[Tensor], Tables]) -> tuple[Tables, Tensor]:
+        """What is computed of rows (N, F), of each distinct one once; and the place (N,) of each row in it."""
+        if self.memo is not None and not torch.is_grad_enabled():
+            return self.memo(what, rows, compute)
+        distinct, place = distinct_rows(rows)
+        return compute(distinct), place
+
+    def encode(self, seen: Tensor) -> Tables:
         """Views, each with its mission (U, view + L) -> features (U, D), and how the past will be read from them."""
         view, mission = seen[:, : self.layout.seen], seen[:, self.layout.seen :]
-        told, which = distinct_rows(mission)
-        scale, shift = self.film(self.mission(told))[which].chunk(2, dim=1)
+        (told,), which = self.once("missions", mission, lambda mission: (self.film(self.mission(mission)),))
+        scale, shift = told[which].chunk(2, dim=1)
         feature = torch.relu(self.view(view) * (1 + scale) + shift)
         of_past = [self.past.key_value(feature)] if self.recent else []
         of_past += [self.recall.seen(feature)] if self.memory > self.recent else []
@@ -99,12 +106,7 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         view, action, mission = self.read(observations)
         b, t = view.shape[:2]
         seen = torch.cat([view, repeat(mission, "b l -> b t l", t=t).to(view.dtype)], dim=-1)
-        seen = rearrange(seen, "b t f -> (b t) f")
-        if self.memo is None or torch.is_grad_enabled():
-            distinct, place = distinct_rows(seen)
-            (feature, *of_past) = self.encode(distinct)
-        else:
-            (feature, *of_past), place = self.memo(seen, self.encode)
+        (feature, *of_past), place = self.once("views", rearrange(seen, "b t f -> (b t) f"), self.encode)
         place = rearrange(place, "(b t) -> b t", b=b)
         now = feature[place[:, -1]]
         parts = [now]

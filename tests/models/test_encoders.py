@@ -85,10 +85,10 @@ def test_a_memo_has_what_would_have_been_computed(batches: list[np.ndarray], lim
 
     for batch in batches:
         rows = torch.as_tensor(batch[:, :width])
-        (squares, sums), place = memo(rows, compute)
+        (squares, sums), place = memo("numbers", rows, compute)
         assert torch.equal(squares[place], rows.double() ** 2)
         assert torch.equal(sums[place], rows.sum(1))
-        assert len(memo.known) <= len(squares)
+        assert len(memo.kept["numbers"][0]) <= len(squares)
     if limit == 1000:
         assert len(asked) == len(set(asked))  # nothing twice
 
@@ -96,9 +96,12 @@ def test_a_memo_has_what_would_have_been_computed(batches: list[np.ndarray], lim
 def test_a_full_memo_starts_over() -> None:
     memo, asked = Memo(limit=4), []
     for value in (1, 2, 1, 3, 4, 5, 1):
-        memo(torch.full((1, 3), value, dtype=torch.uint8), lambda rows: (asked.append(int(rows[0, 0])), (rows,))[1])
+        rows = torch.full((1, 3), value, dtype=torch.uint8)
+        memo("rows", rows, lambda rows: (asked.append(int(rows[0, 0])), (rows,))[1])
+        (table,), place = memo("others", rows, lambda rows: (rows + 7,))
+        assert table[place].unique() == value + 7  # of the same row, and not what the first were
     assert asked == [1, 2, 3, 4, 5, 1]
-    assert len(memo.known) == 2
+    assert len(memo.kept["rows"][0]) == 2
 
 
 def test_real_views_repeat_and_are_found_again() -> None:
