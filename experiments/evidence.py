@@ -42,6 +42,7 @@ __all__ = [
     "SAME",
     "SHOWN_MODES",
     "TEST",
+    "TWINS",
     "Across",
     "Comparison",
     "Gap",
@@ -74,6 +75,12 @@ HEADLINE = "reflect"  # named before the study
 BASELINES = ("bc", "bc_long")
 CONTROLS = ("noop", "random_judge", "self_label")  # of the headline: all but the judge is the same
 REFERENCE = "dagger"
+TWINS = {  # until RL the same as those that they are raced against, and no methods of their own
+    "bc_plain": "bc",
+    "bc_auxiliary": "bc",
+    "reflect_plain": "reflect",
+    "reflect_rehearsal": "reflect",
+}
 MODES = ("sampled", "greedy")  # an arm is compared in the better of these
 SHOWN_MODES = ("sampled", "cool", "greedy")
 INSTRUCTIONS = ("given", "shuffled", "emptied", "swapped")
@@ -351,7 +358,7 @@ def comparison(
 def comparisons(summaries: Sequence[Summary], measure: str = "success") -> list[Comparison]:
     """Every arm that is a rival of the baselines against them, and the headline against each of its controls too."""
     arms = _by_arm(summaries)
-    rivals = [arm for arm in arms if arm not in ("scratch", *BASELINES, *CONTROLS, REFERENCE)]
+    rivals = [arm for arm in arms if arm not in ("scratch", *BASELINES, *CONTROLS, REFERENCE, *TWINS)]
     pairs = [(arm, BASELINES) for arm in rivals] + [(HEADLINE, (control,)) for control in CONTROLS]
     found = (comparison(summaries, arm, baselines, measure=measure) for arm, baselines in pairs)
     return [difference for difference in found if difference is not None]

@@ -26,6 +26,7 @@ from headstart.experiments.runlog import RunLog, write_rows
 from headstart.learners import GRPO, IWM, PPO, GRPOConfig, Lessons
 from headstart.models import HeadstartPolicy
 from headstart.models.encoders import Memo
+from headstart.models.policy import draw
 
 __all__ = ["RL", "fine_tune", "load_policy", "new_model", "save_policy"]
 
@@ -93,22 +94,24 @@ def export(model: PPO, path: Path) -> None:
 class Compared:
     """Acts as ``policy`` does; ``kl`` is KL(policy || start) in nats, the mean over every tenth step that it takes.
 
-    Both policies are asked again for that: at every step, it would make a point of the curve three times as dear.
+    At every step, ``start`` would make a point of the curve twice as dear.
     """
 
     def __init__(self, policy: HeadstartPolicy, start: HeadstartPolicy):
-        self.policy, self.start, self.act = policy, start, policy.actor()
-        self.memos = Memo(), Memo()
+        self.policy, self.start = policy, start
+        self.memo, self.memo_of_start = Memo(), Memo()
         self.calls, self.nats, self.states = 0, 0.0, 0
 
     def __call__(self, obs: Obs, rng: np.random.Generator) -> NDArray[np.int64]:
+        with self.policy.remembering(self.memo):
+            p = self.policy.probabilities(obs)
         if self.calls % 10 == 0:
-            with self.policy.remembering(self.memos[0]), self.start.remembering(self.memos[1]):
-                p, q = (policy.probabilities(obs) for policy in (self.policy, self.start))
+            with self.start.remembering(self.memo_of_start):
+                q = self.start.probabilities(obs)
             self.nats += float((p * (np.log(p) - np.log(q))).sum())
             self.states += len(p)
         self.calls += 1
-        return self.act(obs, rng)
+        return draw(p, rng)
 
     @property
     def kl(self) -> float:

@@ -47,7 +47,7 @@ from headstart.experiments.arms import Arm
 from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy
 from headstart.experiments.runlog import RunLog, flat, write_rows
 from headstart.experiments.views import beside
-from headstart.learners import IWM, LEARNERS, PPO, Lessons, Reflection
+from headstart.learners import BC, IWM, LEARNERS, PPO, Lessons, Reflection
 from headstart.learners.bc import imitation_targets
 
 SCHEMA = 1
@@ -122,12 +122,12 @@ class Run:
     @property
     def rl(self) -> RL:
         """Fine-tuning, with the arm's own settings."""
-        rl, own = self.experiment.rl, self.experiment.arms[self.arm].ppo
-        if own and rl.algorithm != "ppo":
+        rl, arm = self.experiment.rl, self.experiment.arms[self.arm]
+        if arm.rl and arm.ppo and rl.algorithm != "ppo":
             raise UsageError(
                 f"{self.arm}: has settings of PPO, but {self.experiment.name} fine-tunes by {rl.algorithm}."
             )
-        return dataclasses.replace(rl, settings={**rl.settings, **own})
+        return dataclasses.replace(rl, settings={**rl.settings, **arm.ppo})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -248,8 +248,9 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
         storage.save_weights(run.directory / "rationale.safetensors", head, kind="rationale", schema=SCHEMA, meta={})
         some = np.linspace(0, len(demos) - 1, 12).astype(int)  # of the demonstrated states, from start to end
         log.say("reflect/rationale", learner.explain({name: x[some] for name, x in demos.obs.items()}), fitted.updates)
-    if isinstance(learner, Reflection) and learner.lessons and run.rl.settings.get("rehearsal_coef"):
-        obs, label, weight = learner.lessons
+    lessons: Lessons | None = getattr(learner, "lessons", None)
+    if lessons is not None and run.rl.settings.get("rehearsal_coef"):
+        obs, label, weight = lessons
         arrays = {**{f"obs_{name}": value for name, value in obs.items()}, "label": label, "weight": weight}
         storage.save_arrays(run.directory / "lessons.npz", arrays, kind="lessons", schema=SCHEMA)
     log.close()
@@ -263,8 +264,10 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
 
 def _lessons(run: Run, model: PPO) -> Lessons:
     """What PPO is to rehearse: own states with the labels of the judges, or what the expert did."""
-    path = run.directory / "lessons.npz"
+    path, learner = run.directory / "lessons.npz", run.experiment.arms[run.arm].learner
     if not storage.exists(path):
+        if learner is not None and LEARNERS[type(learner)] is not BC:
+            raise DataError(f"{path}: the fit has left nothing to rehearse. Start over with --fresh, or fine-tune bc.")
         return imitation_targets(model.policy, demonstrate(run), mirror=False)
     arrays, _ = storage.load_arrays(path, kind="lessons", schema=SCHEMA)
     obs = {name.removeprefix("obs_"): value for name, value in arrays.items() if name.startswith("obs_")}

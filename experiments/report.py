@@ -26,6 +26,7 @@ from headstart.experiments.evidence import (
     MEAN,
     SHOWN_MODES,
     TEST,
+    TWINS,
     Row,
     Runs,
     Score,
@@ -124,9 +125,9 @@ def _comparisons(runs: Runs, measure: str) -> list[str]:
 
 
 def _races(runs: Runs) -> list[str]:
-    """A list with a line for every warm start whose PPO raced bc's; [] if none."""
-    rivals = [arm for arm in runs.curves if arm not in ("scratch", *BASELINES)]
-    lines = [f"- {found}" for arm in rivals if (found := race(runs.curves, arm, BASELINES[0]))]
+    """A list with a line for every arm whose PPO raced bc's, or that of its twin; [] if none."""
+    rivals = {arm: TWINS.get(arm, BASELINES[0]) for arm in runs.curves if arm not in ("scratch", *BASELINES)}
+    lines = [f"- {found}" for arm, other in rivals.items() if (found := race(runs.curves, arm, other))]
     return ["\n".join(lines)] if lines else []
 
 

@@ -24,6 +24,7 @@ from headstart.experiments.evidence import (
     HEADLINE,
     REFERENCE,
     SAME,
+    TWINS,
     Across,
     Comparison,
     Gap,
@@ -328,7 +329,7 @@ def _how_intervals_are_made() -> str:
 
 def _success_table(envs: Mapping[str, Runs], measure: str) -> str:
     """A row per arm, a column per environment, and the interquartile mean over those of the study."""
-    arms = sorted({arm for runs in envs.values() for arm in runs.arms}, key=place)
+    arms = sorted({arm for runs in envs.values() for arm in runs.arms} - {*TWINS}, key=place)
     head = ("arm", *envs, "IQM, scaled" if measure == "success" else "IQM, %", "over")
     lines = []
     for arm in arms:
@@ -425,7 +426,7 @@ def _missing(found: Study) -> list[str]:
         told += [f"{name}: {arm} lacks {in_words(sorted(lacks))}." for arm, lacks in short.items() if lacks]
         if runs.unfinished:
             told.append(f"{name}: unfinished, left out: {', '.join(runs.unfinished)}.")
-    arms = sorted({arm for runs in envs.values() for arm in runs.arms}, key=place)
+    arms = sorted({arm for runs in envs.values() for arm in runs.arms} - {*TWINS}, key=place)
     for arm in arms:
         lacks = [name for name, runs in envs.items() if arm not in runs.arms]
         told += [f"{arm} has not been run in {', '.join(lacks)}."] if lacks else []

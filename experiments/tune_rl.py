@@ -49,6 +49,7 @@ def warm_start(experiment: Experiment, seed: int) -> dict[str, Tensor]:
 
 
 def taught(experiment: Experiment, seed: int) -> Demos:
+    """The demonstrations of a draw."""
     return demonstrations(experiment.env_id, experiment.demos, seed, experiment.history, experiment.horizon)
 
 

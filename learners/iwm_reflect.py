@@ -52,6 +52,7 @@ class IWMReflect:
         accept(self.policy, demos, branches, practise)
         predicted = self.iwm.predict(branches)
         reflected = self.reflection.fit(demos, branches, practise)
+        self.lessons = self.reflection.lessons
         self.policy.warm_start = "iwm+reflect"
         updates = self.config.iwm.updates + reflected.updates
         return replace(reflected, updates=updates, metrics=predicted | reflected.metrics)

@@ -120,7 +120,7 @@ class PPO(StablePPO):
         self.anchored = False
         self._fitted_by: str | None = None  # policy.warm_start as it was saved
         self._critic_only = self._actor_updates = 0
-        self._rollout, self._rewarded, self._memo = _Rollout(), False, Memo()
+        self._rollout, self._rewarded = _Rollout(), False
         if settings.get("clip_range_vf") is not None:
             raise UsageError("PPO: clip_range_vf is not supported. Leave it out.")
         settings |= {"n_steps": n_steps, "batch_size": batch_size, "n_epochs": n_epochs}
@@ -164,13 +164,13 @@ class PPO(StablePPO):
                     "PPO: rehearsal_coef is set, but there is nothing to rehearse. Set model.lessons, such as "
                     "imitation_targets(model.policy, demos, mirror=False), or a fitted Reflection's."
                 )
-            obs, *rest = self.lessons
-            target, weight = (torch.as_tensor(part, device=self.device) for part in rest)
-            self._lessons = (as_tensors(obs, self.device), target, weight)
+            obs, target, weight = self.lessons
+            numbers = as_tensors({"target": target, "weight": weight}, self.device)
+            self._lessons = as_tensors(obs, self.device), numbers["target"], numbers["weight"]
         return super()._setup_learn(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        ours = ["warm_start_policy", "auxiliary", "auxiliary_optimizer", "lessons", "_lessons", "_rollout", "_memo"]
+        ours = ["warm_start_policy", "auxiliary", "auxiliary_optimizer", "lessons", "_lessons", "_rollout"]
         return [*super()._excluded_save_params(), *ours]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -211,9 +211,9 @@ class PPO(StablePPO):
         jump = 1.5 * self.target_kl if self.anchored and self.target_kl is not None else np.inf
         policy.set_training_mode(True)
         found: dict[str, list[float]] = defaultdict(list)
-        self._memo = Memo()  # of a trunk that is not trained; not kept, so that one who resumes has the same
+        memo = Memo()  # of a trunk that is not trained; of this update alone, so that one who resumes has the same
         for batch in chain.from_iterable(buffer.get(self.batch_size) for _ in range(self.n_epochs)):
-            loss, metrics = self._value_loss(batch) if critic_only else self._loss(batch, kl_coef)
+            loss, metrics = self._value_loss(batch, memo) if critic_only else self._loss(batch, kl_coef, memo)
             if metrics.get("train/approx_kl", 0.0) > jump:
                 break
             if seen is not None:
@@ -268,15 +268,15 @@ class PPO(StablePPO):
             optimizer.step()
 
     # ---- losses ----
-    def _value_loss(self, batch: RolloutBufferSamples) -> tuple[Tensor, Metrics]:
+    def _value_loss(self, batch: RolloutBufferSamples, memo: Memo) -> tuple[Tensor, Metrics]:
         """The critic's alone: trunk and actor stay as they are."""
-        with torch.no_grad(), self.policy.remembering(self._memo):
+        with torch.no_grad(), self.policy.remembering(memo):
             features = self.policy.features(batch.observations)  # type: ignore[arg-type]
         value = self.policy.value_net(self.policy.mlp_extractor.forward_critic(features)).flatten()
         loss = F.mse_loss(value, batch.returns)
         return self.vf_coef * loss, {"train/value_loss": loss.item()}
 
-    def _loss(self, batch: RolloutBufferSamples, kl_coef: float) -> tuple[Tensor, Metrics]:
+    def _loss(self, batch: RolloutBufferSamples, kl_coef: float, memo: Memo) -> tuple[Tensor, Metrics]:
         """PPO's clipped objective (arXiv 1707.06347, Eq. 7 and 9), plus the KL to the warm start."""
         policy, obs, action = self.policy, batch.observations, batch.actions.long().flatten()
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
@@ -298,7 +298,7 @@ class PPO(StablePPO):
             "train/clip_fraction": ((ratio - 1).abs() > clip_range).float().mean().item(),
         }
         if self.warm_start_policy is not None and kl_coef:
-            with torch.no_grad(), self.warm_start_policy.remembering(self._memo):
+            with torch.no_grad(), self.warm_start_policy.remembering(memo):
                 log_q = torch.log_softmax(self.warm_start_policy.logits(obs), dim=1)  # type: ignore[arg-type]
             kl = (log_p.exp() * (log_p - log_q)).sum(1).mean()
             loss, metrics["rl/kl_to_init"] = loss + kl_coef * kl, kl.item()

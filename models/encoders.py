@@ -35,9 +35,10 @@ __all__ = [
 LIMIT = 10.0  # of a standardised number: nothing that was never seen may drown all else
 VIEW = 7
 CELLS = VIEW * VIEW
-Tables = tuple[Tensor, ...]
-"""What is computed of N rows: results of N rows each."""
 CELL_PARTS = (11, 6, 3)  # classes of type, colour and state; a packed cell is type * 18 + colour * 3 + state
+
+Tables = tuple[Tensor, ...]
+"""What is computed of rows: a row for each of them in every tensor."""
 
 
 def cell_classes(cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,24 +80,33 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 class Memo:
     """What has been computed of rows, so that nothing is computed twice while weights stay as they are.
 
-    Of each thing that is computed at most ``limit`` rows are remembered; then it starts over. ``of`` says whose results
-    these are, and as of when.
+    Of each thing that is computed it starts over when it would remember more than ``limit`` rows. ``weights`` are those
+    that it was computed with. A copy of what holds a memo, such as a network, holds none.
     """
-
-    of: tuple[object, int] | None = None
 
     def __init__(self, limit: int = 2**15):
         self.limit = limit
-        self.forget()
-
-    def forget(self) -> None:
+        self.weights: Tensor | None = None
         self.kept: dict[str, tuple[dict[int, int], Tables]] = {}  # of each thing: a row's key -> its place; the tables
+
+    def __deepcopy__(self, copies: dict) -> None:
+        return None
+
+    def computed_with(self, weights: Tensor) -> None:
+        """Forget everything, if it was computed with others."""
+        before = self.weights
+        if before is None or before.dtype != weights.dtype or before.device != weights.device:
+            same = False
+        else:
+            same = torch.equal(before, weights)
+        if not same:
+            self.weights, self.kept = weights, {}
 
     def __call__(self, what: str, rows: Tensor, compute: Callable[[Tensor], Tables]) -> tuple[Tables, Tensor]:
         """Tables, one for each result of ``compute``, and the place (N,) of each of the rows (N, F) in them."""
         keys = row_keys(rows).tolist()
-        known, tables = self.kept.get(what, ({}, ()))
-        if tables and len(known) + len(keys) > len(tables[0]):
+        known, tables = self.kept.pop(what, ({}, ()))  # and put back when all has gone well
+        if len(known) + len(keys) > self.limit:
             known, tables = {}, ()
         before = len(known)
         place = np.array([known.setdefault(key, len(known)) for key in keys], np.int64)
@@ -105,8 +115,10 @@ class Memo:
         if len(new) or not tables:
             results = compute(rows[torch.as_tensor(new, device=rows.device)])
             if not tables:
-                size = max(self.limit, 2 * len(keys))
-                tables = tuple(result.new_empty(size, *result.shape[1:]) for result in results)
+                tables = tuple(result.new_empty(0, *result.shape[1:]) for result in results)
+            if len(known) > len(tables[0]):  # twice the room that is needed, so that growing stays rare
+                more = 2 * len(known) - len(tables[0])
+                tables = tuple(torch.cat([table, table.new_empty(more, *table.shape[1:])]) for table in tables)
             for table, result in zip(tables, results, strict=True):
                 table[before : len(known)] = result
         self.kept[what] = known, tables

@@ -89,8 +89,8 @@ class Recall(nn.Module):
         self.now = nn.Linear(width, width)
 
     def forward(self, now: Tensor, past: Tensor, before: Tensor) -> Tensor:
-        """Features (B, D) now, earlier ones through ``seen`` (B, T-1, D) -> (B, D).
+        """Features (B, D) now, earlier ones through ``seen`` and a ReLU (B, T-1, D) -> (B, D).
 
         ``before`` (B, T-1) marks frames from before the episode.
         """
-        return past.relu().masked_fill(before.unsqueeze(2), 0.0).amax(dim=1) * self.now(now)
+        return past.masked_fill(before.unsqueeze(2), 0.0).amax(dim=1) * self.now(now)

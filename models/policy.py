@@ -99,7 +99,7 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         scale, shift = told[which].chunk(2, dim=1)
         feature = torch.relu(self.view(view) * (1 + scale) + shift)
         of_past = [self.past.key_value(feature)] if self.recent else []
-        of_past += [self.recall.seen(feature)] if self.memory > self.recent else []
+        of_past += [self.recall.seen(feature).relu()] if self.memory > self.recent else []
         return feature, *of_past
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
@@ -203,12 +203,12 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
 
     @contextmanager
     def remembering(self, memo: Memo) -> Iterator[None]:
-        """Within it, what has no gradient encodes each view once; when the trunk has changed, ``memo`` starts over."""
+        """Within it, what has no gradient encodes each view once; weights must not change until it is left.
+
+        When it is entered with other weights of the trunk than before, ``memo`` starts over.
+        """
         extractor: Any = self.features_extractor
-        version = sum(parameter._version for parameter in extractor.parameters())  # counts changes in place
-        if memo.of != (extractor, version):
-            memo.forget()
-            memo.of = (extractor, version)
+        memo.computed_with(nn.utils.parameters_to_vector(extractor.parameters()).detach())
         outer, extractor.memo = extractor.memo, memo
         try:
             yield

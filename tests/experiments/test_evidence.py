@@ -6,7 +6,7 @@ import pytest
 
 from headstart.envs.errors import DataError
 from headstart.experiments import evidence
-from headstart.experiments.evidence import across, comparison, comparisons, gap, gap_across, scores, study_rows
+from headstart.experiments.evidence import TWINS, across, comparison, comparisons, gap, gap_across, scores, study_rows
 
 RL_STEPS = 300_000
 SCALE = (0.1, 0.9)  # success of random play and of the expert
@@ -116,6 +116,7 @@ def one_mode(**arms: list[float]) -> list[dict[str, Any]]:
 def test_who_is_compared_with_whom() -> None:
     """Rivals with both baselines, the headline with its controls too; the reference is no rival."""
     arms = ["scratch", "bc", "bc_long", "iwm", "star", "noop", "self_label", "reflect", "dagger", "mine"]
+    arms += TWINS  # until RL they are what they are twins of
     found = comparisons(one_mode(**{arm: [0.5] for arm in arms}))
     assert [(each.arm, each.baselines) for each in found] == [
         ("iwm", ("bc", "bc_long")),

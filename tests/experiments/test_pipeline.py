@@ -23,7 +23,7 @@ from headstart.experiments.arms import Arm
 from headstart.experiments.pipeline import RL, Experiment, Run, run_arm
 from headstart.experiments.pool import run_all
 from headstart.experiments.runlog import read_rows
-from headstart.learners import PPO, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig
+from headstart.learners import PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
 
 BC = BCConfig(updates=6, batch_size=8)
 IWM = IWMConfig(updates=4, batch_size=8, horizon=2, bc=BC)
@@ -481,6 +481,8 @@ def test_the_labels_of_judges_are_rehearsed_after_a_kill_too(monkeypatch: pytest
         lessons.append(model.lessons)
         return facts
 
+    fit, fitted = Reflection.fit, []
+    monkeypatch.setattr(Reflection, "fit", lambda learner, *a, **k: (fitted.append(learner), fit(learner, *a, **k))[1])
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "fine_tune", killed)
         with pytest.raises(Killed):
@@ -492,12 +494,20 @@ def test_the_labels_of_judges_are_rehearsed_after_a_kill_too(monkeypatch: pytest
     demos = pipeline.demonstrate(Run(experiment, "bc", 0, tmp_path))
     assert expert.target.sum(1) == pytest.approx(1.0)
     assert len(expert.target) <= len(demos) < len(own.target)
-    assert own.target.sum(1) == pytest.approx(1.0)
-    assert ((own.target > 0).sum(1) == 7).all()
-    assert {name: value.shape[1:] for name, value in own.obs.items()} == {
-        name: value.shape[1:] for name, value in demos.obs.items()
-    }
+    (learner,) = fitted
+    for found, left in zip(own[1:], learner.lessons[1:], strict=True):
+        np.testing.assert_equal(found, left)
+    assert own.obs.keys() == demos.obs.keys()
+    for name, value in own.obs.items():
+        np.testing.assert_equal(value, learner.lessons.obs[name])
     assert not (tmp_path / "tiny" / "bc" / "seed0" / "lessons.npz").exists()
+
+
+def test_a_fit_that_left_no_lessons_is_no_reason_to_rehearse_something_else(tmp_path: Path) -> None:
+    """First without RL and without rehearsal, then with both."""
+    run(tmp_path, "reflect", with_arm("reflect", rl=False))
+    with pytest.raises(DataError, match=r"lessons\.npz: the fit has left nothing to rehearse"):
+        run(tmp_path, "reflect", with_arm("reflect", ppo={"rehearsal_coef": 0.1}))
 
 
 def test_settings_of_ppo_are_not_given_to_another_algorithm(tmp_path: Path) -> None:

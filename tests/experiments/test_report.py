@@ -331,3 +331,18 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     (tmp_path / "door_key" / "bc" / "seed0").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"no finished run \(unfinished: bc/seed0\)"):
         write_report(tmp_path / "door_key")
+
+
+def test_who_races_whom(tmp_path: Path) -> None:
+    """Everything against bc, but what differs in PPO only against its twin."""
+    for arm, end in (("bc", 0.5), ("reflect", 0.9), ("reflect_plain", 0.8), ("bc_plain", 0.4), ("scratch", 0.1)):
+        row = summary(arm, 0, 0.5, **after_rl(0.5, 0.4, end, 0))
+        save_run(tmp_path, row, [0.5, 0.4, end])
+    text = write_report(tmp_path).text
+    raced = [line.split(",")[0] for line in text.splitlines() if " + PPO against " in line]
+    assert raced == [
+        "- reflect + PPO against bc + PPO",
+        "- bc_plain + PPO against bc + PPO",
+        "- reflect_plain + PPO against reflect + PPO",
+    ]
+    assert "plain" not in "".join(line for line in text.splitlines() if " minus " in line)

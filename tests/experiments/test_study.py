@@ -268,8 +268,12 @@ def test_what_is_missing_is_named(tmp_path: Path, undrawn: None) -> None:
 
 
 def test_nothing_is_missing_where_nothing_is(tmp_path: Path, undrawn: None) -> None:
+    """Arms that differ in PPO only are nowhere missed, and in no table of what was reached before."""
     save_study(tmp_path, CLAIMED)
-    assert "missing" not in write_study(tmp_path).text
+    save_run(tmp_path, "fetch", "bc_plain", 0, 0.5)
+    text = write_study(tmp_path).text
+    assert "missing" not in text
+    assert "bc_plain" not in text
 
 
 def test_nothing_to_study(tmp_path: Path) -> None:

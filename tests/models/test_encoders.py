@@ -93,6 +93,19 @@ def test_a_memo_has_what_would_have_been_computed(batches: list[np.ndarray], lim
         assert len(asked) == len(set(asked))  # nothing twice
 
 
+def test_what_was_interrupted_is_computed_again() -> None:
+    memo, rows = Memo(), torch.ones(3, 4, dtype=torch.uint8)
+
+    def interrupted(rows: Tensor) -> tuple[Tensor]:
+        raise KeyboardInterrupt
+
+    memo("sums", rows * 2, lambda rows: (rows.sum(1),))
+    with pytest.raises(KeyboardInterrupt):
+        memo("sums", rows, interrupted)
+    (sums,), place = memo("sums", rows, lambda rows: (rows.sum(1),))
+    assert sums[place].tolist() == [4, 4, 4]
+
+
 def test_a_full_memo_starts_over() -> None:
     memo, asked = Memo(limit=4), []
     for value in (1, 2, 1, 3, 4, 5, 1):
@@ -101,7 +114,7 @@ def test_a_full_memo_starts_over() -> None:
         (table,), place = memo("others", rows, lambda rows: (rows + 7,))
         assert table[place].unique() == value + 7  # of the same row, and not what the first were
     assert asked == [1, 2, 3, 4, 5, 1]
-    assert len(memo.kept["rows"][0]) == 2
+    assert {what: len(known) for what, (known, _) in memo.kept.items()} == {"rows": 2, "others": 2}
 
 
 def test_real_views_repeat_and_are_found_again() -> None:

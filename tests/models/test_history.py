@@ -185,7 +185,7 @@ def test_recall_worked_by_hand() -> None:
     for layer in (recall.seen, recall.now):
         torch.nn.init.eye_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    now, past = torch.tensor([[3.0, 5.0]]), recall.seen(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]))
+    now, past = torch.tensor([[3.0, 5.0]]), recall.seen(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])).relu()
     assert recall(now, past, torch.tensor([[False, False]])).tolist() == [[3.0, 10.0]]
     assert recall(now, past, torch.tensor([[True, False]])).tolist() == [[0.0, 10.0]]
     assert recall(now, past, torch.tensor([[True, True]])).tolist() == [[0.0, 0.0]]

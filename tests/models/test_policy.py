@@ -1,5 +1,7 @@
 """The policy: features of shared views, memory of a chosen length, what is actor and what is critic."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from headstart.models import encoders, policy
 from headstart.models.history import hide_past
+from headstart.models.optimizer import adamw
 from headstart.models.policy import FrameHistoryExtractor, HeadstartPolicy
 
 A, HISTORY, L, WORDS = 7, 3, 5, 20
@@ -180,8 +183,8 @@ def test_a_memory_that_observations_do_not_hold_is_refused(memory: int) -> None:
 
 
 # ---- the policy ----
-def made_policy(memory: int | None = None, **settings: Any) -> HeadstartPolicy:
-    torch.manual_seed(0)
+def made_policy(memory: int | None = None, seed: int = 0, **settings: Any) -> HeadstartPolicy:
+    torch.manual_seed(seed)
     kwargs = {"memory": memory, "width": 8, "channels": 4}
     return HeadstartPolicy(space(), spaces.Discrete(A), lambda _: 1e-3, features_extractor_kwargs=kwargs, **settings)
 
@@ -244,23 +247,48 @@ def test_a_memo_changes_nothing_but_the_work(memory: int, monkeypatch: pytest.Mo
             some = {name: value[i : i + 20] for name, value in obs.items()}
             torch.testing.assert_close(made(some), wanted[i : i + 20])
     assert sum(encoded) == pairs
-    assert not torch.equal(made(obs), torch.zeros_like(wanted))
+    torch.testing.assert_close(made(obs), wanted)
     assert encoded[-1] == pairs  # with a gradient, everything is computed again
 
 
-def test_an_actor_forgets_when_weights_change() -> None:
-    made, obs, rng = made_policy(), observations(), np.random.default_rng
-    torch.nn.init.normal_(made.action_net.weight, std=5.0)
-    act = made.actor()
-    before = act(obs, rng(0))
-    optimizer = torch.optim.SGD(made.parameters(), lr=1.0)
-    made.logits(tensors(obs))[:, 0].sum().backward()
-    optimizer.step()
-    after = act(obs, rng(0))
-    assert (after != before).any()
-    np.testing.assert_equal(after, made.actor()(obs, rng(0)))
-    made.load_weights(made_policy().weights())
-    np.testing.assert_equal(act(obs, rng(0)), made_policy().actor()(obs, rng(0)))
+def train(made: HeadstartPolicy, obs: dict[str, np.ndarray], optimizer: torch.optim.Optimizer) -> None:
+    for _ in range(20):
+        optimizer.zero_grad()
+        torch.log_softmax(made.logits(tensors(obs)), 1)[:, 0].mean().neg().backward()
+        optimizer.step()
+
+
+ADAMW: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.0, "updates": 99}
+CHANGES: dict[str, Callable[[HeadstartPolicy, dict[str, np.ndarray]], Any]] = {
+    "learners'": lambda made, obs: train(made, obs, adamw(made.parameters(), **ADAMW)[0]),
+    "SGD": lambda made, obs: train(made, obs, torch.optim.SGD(made.parameters(), lr=0.1)),
+    "weights of another": lambda made, obs: made.load_weights(made_policy(seed=7).weights()),
+    "vector": lambda made, obs: made.load_from_vector(1.0 - made.parameters_to_vector()),
+    "double": lambda made, obs: made.double(),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_an_actor_forgets_when_weights_change(how: str) -> None:
+    made, obs, memo = made_policy(), observations(), encoders.Memo()
+    with made.remembering(memo):
+        before = made.probabilities(obs)
+    CHANGES[how](made, obs)
+    with made.remembering(memo):
+        after = made.probabilities(obs)
+    np.testing.assert_allclose(after, made.probabilities(obs), rtol=1e-5)
+    assert how == "double" or np.abs(after - before).max() > 1e-3
+
+
+def test_a_copy_that_is_made_meanwhile_remembers_nothing() -> None:
+    """Such as that of a callback that keeps the best policy so far."""
+    made, obs = made_policy(), observations()
+    with made.remembering(encoders.Memo()):
+        made.probabilities(obs)
+        copied = copy.deepcopy(made)
+    assert copied.features_extractor.memo is None
+    copied.load_weights(made_policy(seed=7).weights())
+    np.testing.assert_allclose(copied.probabilities(obs), made_policy(seed=7).probabilities(obs), rtol=1e-6)
 
 
 def test_a_memo_is_of_one_policy() -> None:
