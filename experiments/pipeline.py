@@ -396,8 +396,8 @@ def _versions(run: Run) -> dict[str, Any]:
 
 
 # Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
-_SECONDS_PER_UPDATE = 0.017
-_RL_STEPS_PER_SECOND = 1900
+_SECONDS_PER_UPDATE = 0.02
+_RL_STEPS_PER_SECOND = 2500
 _TEST_STEPS_PER_SECOND = 100_000
 
 

@@ -643,8 +643,8 @@ def test_the_rationale_is_learned_of_own_states(env: HeadstartVecEnv, demos: Dem
         label = np.eye(7, dtype=np.float32)[demos.action]
         metrics = learner.fit_policy(demos, [branches], [label], updates=150)
         accuracy[shuffle] = metrics["rationale/effect_accuracy"], metrics["rationale/preferred_accuracy"]
-    assert min(accuracy[False]) > 0.8
-    assert accuracy[True][1] < 0.65
+    assert min(accuracy[False]) > 0.85
+    assert accuracy[True][1] < 0.75  # of one batch; there are few states, and some of them by heart
 
 
 def test_it_says_why_before_it_acts(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
