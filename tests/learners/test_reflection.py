@@ -641,10 +641,11 @@ def test_the_rationale_is_learned_of_own_states(env: HeadstartVecEnv, demos: Dem
         config = dataclasses.replace(config, rationale_weight=1.0, shuffled_rationale=shuffle)
         learner = Reflection(fresh_policy(env), config)
         label = np.eye(7, dtype=np.float32)[demos.action]
-        metrics = learner.fit_policy(demos, [branches], [label], updates=150)
-        accuracy[shuffle] = metrics["rationale/effect_accuracy"], metrics["rationale/preferred_accuracy"]
+        effect = learner.fit_policy(demos, [branches], [label], updates=150)["rationale/effect_accuracy"]
+        _, margin = learner.rationale.predict(learner.policy.features(as_tensors(demos.obs, "cpu")))
+        accuracy[shuffle] = effect, float((margin.argmax(1) == demos.action).mean())
     assert min(accuracy[False]) > 0.85
-    assert accuracy[True][1] < 0.75  # of one batch; there are few states, and some of them by heart
+    assert accuracy[True][1] < 0.65
 
 
 def test_it_says_why_before_it_acts(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
