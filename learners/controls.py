@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from headstart.envs.advice import advice
 from headstart.envs.effects import NOTHING, effects
+from headstart.envs.errors import UsageError
 from headstart.envs.simulator import Simulator
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.learner import Fitted, Log, Practice, silent
@@ -66,6 +67,8 @@ class Control(Reflection):
         self, policy: HeadstartPolicy, config: ControlConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
         super().__init__(policy, (config or ControlConfig()).reflect, seed=seed, log=log)
+        if self.config.where == "disputed":
+            raise UsageError(f"{self.name}: no judge learns here, so none disagree. Choose another `where`.")
 
     def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
         """Nobody learns to judge."""

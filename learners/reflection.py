@@ -101,8 +101,10 @@ class ReflectionConfig:
     """How many actions are tried in a state; None for all. Labels speak of those that were tried."""
     alternatives: Alternatives = "uniform"
     """How these are drawn: uniformly, by the policy, or half by each."""
-    where: Literal["random", "uncertain"] = "random"
-    """Which states these are: any of those that were reached, or those where the policy is least sure."""
+    where: Literal["random", "uncertain", "disputed"] = "random"
+    """Which states these are: any of those that were reached, those where the policy is least sure, or those where the
+    judges disagree: two actions that the policy draws are tried in twice as many states, which costs steps too, and
+    the judges asked which led to the better future (query by committee)."""
     confidence: float = 0.0
     """Only states in which the judges give their preferred action at least this probability are learned from."""
     round_updates: int = 1500
@@ -137,6 +139,10 @@ class Reflection:
         self.policy, self.config, self.seed, self.log = policy, config or ReflectionConfig(), seed, log
         torch.manual_seed(seed)
         judge = self.config.judge
+        if self.config.where not in ("random", "uncertain", "disputed"):
+            raise UsageError(f"where={self.config.where!r}: choose 'random', 'uncertain' or 'disputed'.")
+        if self.config.where == "disputed" and judge.members < 2:
+            raise UsageError(f"where='disputed': {judge.members} judge cannot disagree. Take more members.")
         self.judges = [
             Judge(policy.new_extractor(), signs=1 + 2 * policy.layout.grid + judge.sees_end, dropout=judge.dropout).to(
                 policy.device
@@ -177,7 +183,7 @@ class Reflection:
             """Act, try every action in some of the states that were reached, label them."""
             states, walked = collect.practise(start, actor, steps=steps, rng=rng)
             states = states.fork(self._choose(states, rng))
-            tried = self._try(states, rng)
+            tried = self._try(states, rng, c.k, c.alternatives)
             label = self.label(tried, states)
             sure = np.flatnonzero(label.max(1) >= c.confidence)
             own.append(tried.take(sure))
@@ -297,18 +303,29 @@ class Reflection:
     # ---- 3. practise ----
     def _choose(self, states: Simulator, rng: np.random.Generator) -> NDArray[np.int64]:
         """Where to try all actions, at most ``config.states`` of the states."""
-        n = min(len(states), self.config.states)
-        if self.config.where == "random" or n == len(states):
+        n, where = min(len(states), self.config.states), self.config.where
+        if where == "random" or n == len(states):
             return np.sort(rng.choice(len(states), n, replace=False))
-        p = self.policy.probabilities(states.observe())
-        doubt = -(p * np.log(np.maximum(p, 1e-12))).sum(1)
-        return np.sort(np.argsort(-doubt, kind="stable")[:n])
+        if where == "disputed":
+            asked = np.sort(rng.choice(len(states), min(len(states), 2 * n), replace=False))
+            doubt = self._dispute(states.fork(asked), rng)
+        else:
+            asked, p = np.arange(len(states)), self.policy.probabilities(states.observe())
+            doubt = -(p * np.log(np.maximum(p, 1e-12))).sum(1)
+        return np.sort(asked[np.argsort(-doubt, kind="stable")[:n]])
 
-    def _try(self, states: Simulator, rng: np.random.Generator) -> Branches:
-        c = self.config
-        return collect.branch(
-            states, horizon=c.horizon, actor=self.policy.actor(), rng=rng, k=c.k, alternatives=c.alternatives
-        )
+    def _dispute(self, states: Simulator, rng: np.random.Generator) -> NDArray[np.float32]:
+        """(N,) nats by which the judges differ about two futures of a state, of actions that the policy draws.
+
+        Zero where it draws one action twice: there it is sure already.
+        """
+        tried = self._try(states, rng, k=2, alternatives="policy")
+        self.env_steps += tried.env_steps
+        return np.where(tried.tried, self.opinions(tried), 0.0).std(0).sum(1)
+
+    def _try(self, states: Simulator, rng: np.random.Generator, k: int | None, alternatives: Alternatives) -> Branches:
+        actor = self.policy.actor()
+        return collect.branch(states, horizon=self.config.horizon, actor=actor, rng=rng, k=k, alternatives=alternatives)
 
     def drawn(self, branches: Branches, states: Simulator | None) -> Iterator[Branches]:
         """The branches of the states; where luck decides, also ``config.draws`` - 1 times more with other luck."""
@@ -318,7 +335,7 @@ class Reflection:
             again = None if states is None else states.luck(luck)
             if again is None:
                 return
-            tried = self._try(again, np.random.default_rng(luck))
+            tried = self._try(again, np.random.default_rng(luck), self.config.k, self.config.alternatives)
             self.env_steps += tried.env_steps
             yield replace(tried, expert_action=branches.expert_action)
 
@@ -337,18 +354,23 @@ class Reflection:
         p = np.exp(score - score.max(1, keepdims=True))
         return (p / p.sum(1, keepdims=True)).astype(np.float32)
 
-    @torch.no_grad()
     def judgement(self, branches: Branches) -> NDArray[np.float32]:
         """Log preference (N, A) among the executed futures, the mean of the judges'; -inf for actions not tried."""
-        device, judged = self.policy.device, []
+        return self.opinions(branches).mean(0)
+
+    @torch.no_grad()
+    def opinions(self, branches: Branches) -> NDArray[np.float32]:
+        """Log preference (M, N, A) of each of M judges among the executed futures; -inf for actions not tried."""
+        device, opinions = self.policy.device, []
         futures, all_signs = self.consequences(branches)
         for i in range(0, len(branches), 512):
             part = slice(i, i + 512)
             obs = as_tensors({name: value[part] for name, value in branches.obs.items()}, device)
             future, signs = (torch.as_tensor(x[part], device=device) for x in (futures, all_signs))
-            log_p = torch.stack([torch.log_softmax(judge(obs, future, signs), dim=1) for judge in self.judges])
-            judged.append(log_p.mean(0))
-        return np.where(branches.tried, torch.cat(judged).cpu().numpy(), -np.inf)
+            untried = torch.as_tensor(~branches.tried[part], device=device)
+            score = torch.stack([judge(obs, future, signs) for judge in self.judges])  # (M, n, A)
+            opinions.append(torch.log_softmax(score.masked_fill(untried, -torch.inf), dim=2))
+        return torch.cat(opinions, dim=1).cpu().numpy()
 
     # ---- 5. learn ----
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ from headstart.envs.mirror import mirror_branches, mirror_obs
 from headstart.envs.simulator import Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import BC, BCConfig, JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners import BC, BCConfig, JudgeConfig, Reflection, ReflectionConfig, SelfLabel, SelfLabelConfig
 from headstart.learners.bc import imitation_targets
 from headstart.models.policy import as_tensors
 
@@ -533,6 +533,62 @@ def test_uncertain_states_are_chosen_by_the_policy(env: HeadstartVecEnv, demos: 
     p[[1, 4, 6]] = 1 / 7
     learner.policy = SimpleNamespace(probabilities=lambda obs: p)  # type: ignore[assignment]
     assert learner._choose(states, np.random.default_rng(0)).tolist() == [1, 4, 6]
+
+
+def test_disputed_states_are_those_the_judges_disagree_about(
+    env: HeadstartVecEnv, demos: Demos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, states=3, where="disputed"))
+    states = replay(demos).fork(np.arange(6))
+    asked: list[Branches] = []
+
+    def opinions(branches: Branches) -> np.ndarray:
+        """Two judges of opposite opinions, the stronger the later the state."""
+        asked.append(branches)
+        opinion = np.arange(len(branches))[:, None] * np.arange(7.0)
+        return np.where(branches.tried, np.stack([opinion, -opinion]), -np.inf)
+
+    learner.policy.actor = lambda: uniform_actor(7)  # type: ignore[method-assign]
+    monkeypatch.setattr(learner, "opinions", opinions)
+    chosen = learner._choose(states, np.random.default_rng(0))
+    (tried,) = asked
+    assert len(tried) == 6  # twice as many
+    assert (tried.tried.sum(1) <= 2).all()
+    assert learner.env_steps == tried.env_steps == tried.tried.sum()
+    doubt = (np.arange(6)[:, None] * np.arange(7) * tried.tried).sum(1) * (tried.tried.sum(1) > 0)
+    assert doubt[chosen].min() >= np.delete(doubt, chosen).max()
+
+
+def test_judges_who_agree_dispute_nothing(env: HeadstartVecEnv, demos: Demos) -> None:
+    learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, where="disputed"))
+    for judge in learner.judges:
+        judge.eval()
+    states = replay(demos).fork(np.arange(6))
+    assert (learner._dispute(states, np.random.default_rng(0)) > 0).any()
+    learner.judges = learner.judges[:1] * 3
+    np.testing.assert_allclose(learner._dispute(states, np.random.default_rng(0)), 0, atol=1e-6)
+
+
+def test_where_to_try_is_checked(env: HeadstartVecEnv) -> None:
+    with pytest.raises(UsageError, match="where='disputd': choose"):
+        Reflection(fresh_policy(env), dataclasses.replace(SMALL, where="disputd"))  # type: ignore[arg-type]
+    alone = dataclasses.replace(SMALL, where="disputed", judge=JudgeConfig(members=1))
+    with pytest.raises(UsageError, match="1 judge cannot disagree"):
+        Reflection(fresh_policy(env), alone)
+    with pytest.raises(UsageError, match="self_label: no judge learns"):
+        SelfLabel(fresh_policy(env), SelfLabelConfig(dataclasses.replace(SMALL, where="disputed")))
+
+
+def test_opinions_are_of_what_was_tried(env: HeadstartVecEnv, demos: Demos) -> None:
+    learner = Reflection(fresh_policy(env), SMALL)
+    for judge in learner.judges:
+        judge.eval()
+    some = branch(demos, k=3, rng=np.random.default_rng(0))
+    opinions = learner.opinions(some)
+    assert opinions.shape == (len(learner.judges), len(demos), 7)
+    np.testing.assert_array_equal(np.isfinite(opinions), np.broadcast_to(some.tried, opinions.shape))
+    np.testing.assert_allclose(np.exp(opinions).sum(2), 1, atol=1e-5)
+    np.testing.assert_allclose(learner.judgement(some), opinions.mean(0))
 
 
 def test_where_luck_decides_every_action_is_tried_again(cache: Path) -> None:
