@@ -1,0 +1,88 @@
+"""The ablation: what is changed, what is measured and where, and what is written."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+
+from headstart.envs.banks import split_of
+from headstart.envs.levels import level_hash
+from headstart.experiments import ablation, tune
+from headstart.experiments.arms import Arm
+from headstart.experiments.pipeline import Experiment
+from headstart.experiments.runlog import flat, read_rows
+from headstart.learners import JudgeConfig, Reflection, ReflectionConfig
+
+SMALL = ReflectionConfig(
+    bc=tiny.LEARNED, judge=JudgeConfig(members=2, updates=2), levels=2, level_steps=3, states=4, round_updates=2
+)
+TINY = dataclasses.replace(tiny.TINY, arms={"reflect": Arm(SMALL, memory=1, rl=False)})
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ablation, "RESULTS", tmp_path)
+    monkeypatch.setattr(ablation, "LEVELS", 6)
+    monkeypatch.setattr(ablation, "ProcessPoolExecutor", tiny.Here)
+    monkeypatch.setattr(sys, "argv", ["experiments/ablation.py", "tiny"])
+    monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=TINY))  # type: ignore[arg-type]
+    return tmp_path / "tiny" / "ablation.csv"
+
+
+def test_a_variant_differs_in_what_it_is_named_after() -> None:
+    default = ReflectionConfig()
+    variants = ablation.variants(default)
+    assert variants.pop("default") == default
+    usual = flat(dataclasses.asdict(default))
+    for name, config in variants.items():
+        changed = {key: value for key, value in flat(dataclasses.asdict(config)).items() if value != usual[key]}
+        said = dict(part.split("=") for part in name.split())
+        assert {key: str(value).removesuffix(".0") for key, value in changed.items()} == said
+
+
+def test_every_variant_on_every_draw(
+    monkeypatch: pytest.MonkeyPatch, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[ReflectionConfig, int]] = []
+
+    def fake(experiment: Experiment, config: ReflectionConfig, seed: int) -> dict[str, Any]:
+        asked.append((config, seed))
+        return {"env_steps": 10 * len(asked), "success_sampled": seed / 10_000, "success_greedy": 0.5}
+
+    monkeypatch.setattr(ablation, "measure", fake)
+    ablation.main()
+    variants = ablation.variants(SMALL)
+    assert asked == [(config, seed) for config in variants.values() for seed in tune.SEEDS[:2]]
+    rows = read_rows(results, kind="tuning")
+    assert [(row["variant"], row["seed"]) for row in rows] == [(name, s) for name in variants for s in ("1000", "1001")]
+    assert [row["env_steps"] for row in rows[:3]] == ["10", "20", "30"]
+    assert "default                       10.0 sampled  50.0 greedy        15 steps" in capsys.readouterr().out
+
+
+def test_a_fit_is_measured_on_validation_levels(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
+    looked_at: list[str] = []
+    fitted: list[Reflection] = []
+    evaluate, fit = ablation.evaluate, Reflection.fit
+
+    def watched(levels: Any, *arguments: Any, **settings: Any) -> Any:
+        looked_at.extend(map(str, split_of(level_hash(levels.rows))))
+        return evaluate(levels, *arguments, **settings)
+
+    def kept(self: Reflection, *arguments: Any) -> Any:
+        fitted.append(self)
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(ablation, "evaluate", watched)
+    monkeypatch.setattr(Reflection, "fit", kept)
+    config = ablation.variants(SMALL)["judge.horizon=3"]
+    found = ablation.measure(TINY, config, 1000)
+    assert looked_at == ["validation"] * 12
+    assert fitted[0].config == config
+    assert found.keys() == {"env_steps", "success_sampled", "success_greedy"}
+    shorter = ablation.measure(TINY, SMALL, 1000)
+    assert 0 < shorter["env_steps"] < found["env_steps"]  # the branches at the demonstrations are counted too
