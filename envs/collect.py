@@ -202,6 +202,7 @@ def save_demos(path: str | Path, demos: Demos) -> None:
         "env_id": demos.env_id,
         "horizon": demos.horizon,
         "dropped": demos.dropped,
+        "history": demos.history,
         "minigrid": version("minigrid"),
     }
     if demos.task is not None:
@@ -213,13 +214,15 @@ def save_demos(path: str | Path, demos: Demos) -> None:
 
 
 def load_demos(
-    path: str | Path, *, history: int = 4, make_env: MakeEnv | None = None, success: Success | None = None
+    path: str | Path, *, history: int | None = None, make_env: MakeEnv | None = None, success: Success | None = None
 ) -> Demos:
     """Read, play and check demonstrations. Raises DataError, naming the file, unless every state is as recorded.
 
-    ``make_env`` and ``success`` are those of `datasets.demonstrate`, for demonstrations that were made there.
+    ``history`` (default: as they were saved) earlier frames are shown. ``make_env`` and ``success`` are those of
+    `datasets.demonstrate`, for demonstrations that were made there.
     """
     arrays, meta = storage.load_arrays(path, kind=KIND, schema=SCHEMA)
+    shown: int = meta.get("history", 4) if history is None else history
     actions = np.split(arrays["action"].astype(np.int64), np.cumsum(arrays["length"])[:-1])
     env: str | Task = meta["env_id"]
     if "mode" in meta:
@@ -230,7 +233,7 @@ def load_demos(
             f"differ. Install minigrid=={meta['minigrid']}, or delete the file and collect again."
         )
     try:
-        demos = play(env, arrays["seed"], actions, history, meta["horizon"], meta["dropped"], arrays.get("exact"))
+        demos = play(env, arrays["seed"], actions, shown, meta["horizon"], meta["dropped"], arrays.get("exact"))
         replay(Demos(**{**vars(demos), "state_hash": arrays["state_hash"]}))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

@@ -78,7 +78,7 @@ def demonstrate(
         if len(kept) + dropped >= TRIES * episodes:
             raise DataError(
                 f"{env_name(env)}: only {len(kept)} of {TRIES * episodes} episodes of this policy succeeded, and "
-                f"{episodes} were asked for. Ask for fewer, or give a better policy."
+                f"{episodes} were asked for. Ask for fewer, give a better policy, or say what success is (success=...)."
             )
         episode = Episode(make_env, int(rng.integers(SEEDS)))
         while not episode.ended and len(episode.actions) < (limit or np.inf):

@@ -132,13 +132,18 @@ def explain(
     frame: NDArray[np.uint8],
     effect: NDArray[np.integer],
     margin: NDArray[np.floating],
-    actions: Sequence[str] = ACTIONS,
+    actions: Sequence[str] | None = None,
+    layout: Layout = GRID,
 ) -> str:
     """Why an agent prefers what it prefers, from what it sees now (F,), expects (A,) and how much it likes that (A,).
 
     "pick up: takes the yellow key; preferred over forward, which changes nothing, by 2.3". The other action is the
-    best of those that are expected to do something else; margins are in nats.
+    best of those that are expected to do something else; margins are in nats. Outside grids (``layout``) actions have
+    numbers, if they are given no names, and change something or nothing.
     """
+    if not layout.grid:
+        effect = np.where(np.isin(effect, list(PLAIN)), effect, UNKNOWN)
+    actions = actions or (ACTIONS if layout.grid else [f"action {a}" for a in range(len(margin))])
     best = int(np.argmax(margin))
     said = [_say(frame, int(kind)) for kind in effect]
     others = [a for a in np.argsort(-margin, kind="stable").tolist() if said[a] != said[best]]

@@ -20,6 +20,7 @@ import hashlib
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -379,6 +380,12 @@ def succeeded(episode: Episode, success: Success | None) -> bool:
         return episode.ended and bool(success(episode.outcome()))
     if episode.ended and "is_success" in episode.info:
         return bool(episode.info["is_success"])
+    if episode.ended:
+        warnings.warn(
+            f"{episode.name} does not say what success is, so that an episode counts which terminates with a positive "
+            "reward. Say it: demonstrate(..., success=lambda end: end.total >= 100), for example.",
+            stacklevel=2,
+        )
     return episode.terminated and _reward(episode) > 0
 
 

@@ -13,6 +13,7 @@ Legend: N frames, F bytes of a frame, D features, A actions.
 """
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -143,17 +144,26 @@ GRID = Layout(engine.FRAME, grid=True)
 class FrameSpace(spaces.Box):
     """T frames in an observation space, with their layout: this is how a policy learns what it looks at.
 
-    Two-dimensional: Stable-Baselines3 transposes and scales three-dimensional bytes.
+    It also says of which environment they are, and what its actions stand for, where that is known. Two-dimensional:
+    Stable-Baselines3 transposes and scales three-dimensional bytes.
     """
 
-    def __init__(self, layout: Layout, frames: int) -> None:
+    def __init__(
+        self, layout: Layout, frames: int, *, env_id: str | None = None, choices: "Choices | None" = None
+    ) -> None:
         super().__init__(0, 255, (frames, layout.width), np.uint8)
-        self.layout = layout
+        self.layout, self.env_id, self.choices = layout, env_id, choices
 
     def __eq__(self, other: object) -> bool:
-        return super().__eq__(other) and self.layout == getattr(other, "layout", GRID)
+        """Whether a policy for one can act in the other: the statistics of a layout are the policy's own affair."""
+        layout, choices = getattr(other, "layout", GRID), getattr(other, "choices", None)
+        read_alike = (self.layout.parts, self.layout.grid) == (layout.parts, layout.grid)
+        return super().__eq__(other) and read_alike and self.choices == choices
 
     __hash__ = None  # type: ignore[assignment]  # as of any Box
+
+    def __repr__(self) -> str:
+        return f"{self.shape[0]} frames of {self.env_id}, in which to choose from {self.choices or 'its actions'}"
 
 
 def entries(space: gymnasium.Space) -> list[tuple[tuple, gymnasium.Space]]:
@@ -250,7 +260,9 @@ class Choices:
         return len(self.table)
 
     def __repr__(self) -> str:
-        return f"{len(self)} of {self.space}"
+        """Of a codebook with a checksum: two may differ in nothing else."""
+        checksum = f" (codebook {zlib.crc32(self.table.tobytes()):08x})" if isinstance(self.space, spaces.Box) else ""
+        return f"{len(self)} of {self.space}{checksum}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Choices) and self.space == other.space and np.array_equal(self.table, other.table)

@@ -158,10 +158,11 @@ class Episodes:
     def _observation_space(self) -> spaces.Dict:
         """Frames know their layout: see FrameSpace."""
         shape = {name: value.shape[1:] for name, value in self.simulator.observe().items()}
-        layout = self.levels.task.layout if isinstance(self.levels, TaskLevels) else GRID
+        task = self.levels.task if isinstance(self.levels, TaskLevels) else None
+        layout, choices = (task.layout, task.choices) if task else (GRID, None)
         return spaces.Dict(
             {
-                "frames": FrameSpace(layout, self.history + 1),
+                "frames": FrameSpace(layout, self.history + 1, env_id=self.levels.env_id, choices=choices),
                 "actions": spaces.Box(0, self.simulator.n_actions, shape["actions"], np.uint8),
                 "mission": spaces.Box(0, len(missions.VOCABULARY) - 1, shape["mission"], np.uint8),
             }

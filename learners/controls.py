@@ -140,10 +140,17 @@ class Noop(Control):
     name = "noop"
 
     def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """Imitation among the actions that change what is seen; all of it where there is none."""
-        changes = branches.tried & (effects(branches.frame, branches.future[:, :, 0]) != NOTHING)
-        p = self.imitation(branches) * (changes | ~changes.any(1, keepdims=True))
+        """Imitation among the actions that change what is seen; all of it where there is none.
+
+        Where luck decides, an action counts by how often it changes something, with the luck that judges would see.
+        """
+        changes = np.mean([self._changes(one) for one in self.drawn(branches, states)], axis=0)  # (N, A)
+        p = self.imitation(branches) * np.where(changes.any(1, keepdims=True), changes, 1.0)
         return (p / p.sum(1, keepdims=True)).astype(np.float32)
+
+    def _changes(self, branches: Branches) -> NDArray[np.bool_]:
+        effect = effects(branches.frame, branches.future[:, :, 0], layout=self.policy.layout)
+        return branches.tried & (effect != NOTHING)
 
 
 # ---- the expert ----

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.envs.errors import DataError, Diverged
+from headstart.envs.errors import DataError, Diverged, UsageError
 from headstart.envs.simulator import Obs, Simulator
 from headstart.envs.transitions import Branches, Demos
 from headstart.models.policy import HeadstartPolicy
@@ -60,12 +60,15 @@ def accept(
 ) -> None:
     """Check, before the first update, that all of it is of one environment. Raises DataError naming what is not."""
     space: Any = policy.observation_space
-    name = demos.env_id
+    name, frames = demos.env_id, space["frames"]
     if demos.layout.parts != policy.layout.parts or demos.layout.grid != policy.layout.grid:
         raise DataError(
             f"demonstrations of {name} show {_shown(demos.layout)}, but the policy reads {_shown(policy.layout)}. "
             "Make its environment with make_vec_env(demos), or collect demonstrations of that environment."
         )
+    env_id, choices = getattr(frames, "env_id", None), getattr(frames, "choices", None)
+    if env_id not in (None, name):
+        raise DataError(f"demonstrations are of {name}, but the policy is made for {env_id}. Use one environment.")
     for part, expected in space.spaces.items():
         found = demos.obs[part].shape[1:]
         if found != expected.shape:
@@ -80,14 +83,47 @@ def accept(
             f"{name}: {demos.where(i)}: action {demos.action[i]} was taken, but the policy has {policy.n_actions} "
             "actions. Collect demonstrations of the environment that it acts in."
         )
-    if branches is not None and branches.action.shape[1] != policy.n_actions:
+    if demos.task is not None and choices is not None and demos.task.choices != choices:
+        raise DataError(
+            f"{name}: the demonstrations choose from other actions ({demos.task.choices}) than the policy ({choices}). "
+            "Make its environment with make_vec_env(demos)."
+        )
+    if branches is not None:
+        _accept_branches(policy, demos, branches)
+    if practise is not None:
+        _accept_practice(policy, demos, practise)
+
+
+def _accept_branches(policy: HeadstartPolicy, demos: Demos, branches: Branches) -> None:
+    name = demos.env_id
+    if branches.action.shape[1] != policy.n_actions:
         raise DataError(
             f"{name}: branches try {branches.action.shape[1]} actions, but the policy has {policy.n_actions}. "
             "Branch the demonstrations again."
         )
-    levels = getattr(practise, "levels", None)
+    for part, shown in demos.obs.items():
+        if branches.obs[part].shape[1:] != shown.shape[1:]:
+            raise DataError(
+                f"{name}: the branches show {part} of shape {branches.obs[part].shape[1:]}, but the demonstrations "
+                f"{shown.shape[1:]}. Branch the demonstrations again."
+            )
+
+
+def _accept_practice(policy: HeadstartPolicy, demos: Demos, practise: Practice) -> None:
+    name = demos.env_id
+    if not hasattr(practise, "fresh"):
+        raise UsageError(
+            f"{name}: practise={type(practise).__name__} cannot start fresh episodes and fork them. Give "
+            "make_vec_env(demos), or make_vec_env of an id of MiniGrid or BabyAI."
+        )
+    levels, history = getattr(practise, "levels", None), getattr(practise, "history", None)
     if levels is not None and levels.env_id != name:
         raise DataError(f"demonstrations are of {name}, but practice would be in {levels.env_id}. Use one environment.")
+    if history not in (None, demos.history):
+        raise DataError(
+            f"{name}: the demonstrations show {demos.history} earlier frames, but practice would show {history}. Use "
+            "the same history for both."
+        )
     task = getattr(levels, "task", None)
     if task is not None and demos.task is not None and task.choices != demos.task.choices:
         raise DataError(

@@ -38,7 +38,7 @@ from tqdm import trange
 from headstart.envs import collect
 from headstart.envs.collect import Alternatives
 from headstart.envs.effects import EFFECTS, effects, explain
-from headstart.envs.errors import UsageError
+from headstart.envs.errors import DataError, UsageError
 from headstart.envs.mirror import mirror_action, mirror_obs
 from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
@@ -159,6 +159,11 @@ class Reflection:
         if branches is None or practise is None:
             raise UsageError("Reflection needs fit(demos, branches, practise): branch(demos), and an environment.")
         accept(self.policy, demos, branches, practise)
+        if not np.array_equal(branches.expert_action, demos.action):
+            raise DataError(
+                f"{demos.env_id}: these branches, of {len(branches)} states, are not those of the {len(demos)} "
+                "demonstrated states, in their order. Pass branch(demos)."
+            )
         if self.config.rationale_weight and not (self.config.k is None and branches.tried.all()):
             raise UsageError("A rationale says what every action does: try all of them, without k.")
         if branches.action.shape[2] < self.config.horizon:
@@ -451,7 +456,7 @@ class Reflection:
     # ---- the rationale ----
     def _rationales(self, own: list[Branches], labels: list[NDArray]) -> tuple[Tensor, Tensor]:
         """What the actions did (N, A) and how they were judged (N, A) in all own states, then in the mirror."""
-        effect = np.concatenate([effects(b.frame, b.future[:, :, 0]) for b in own])
+        effect = np.concatenate([effects(b.frame, b.future[:, :, 0], layout=self.policy.layout) for b in own])
         margin = margins(np.concatenate(labels))
         if self.config.shuffled_rationale:
             effect, margin = shuffled(effect, margin, np.random.default_rng([self.seed, self.updates]))
@@ -463,11 +468,12 @@ class Reflection:
 
     @torch.no_grad()
     def explain(self, obs: Obs) -> list[str]:
-        """In N states of a grid, before acting: what the preferred action will do, and what it is preferred over."""
+        """In N states, before acting: what the preferred action will do, and what it is preferred over."""
         if not self.config.rationale_weight:
             raise UsageError("This policy has not learned to explain itself: fit it with rationale_weight above 0.")
         effect, margin = self.rationale.predict(self.policy.features(as_tensors(obs, self.policy.device)))
-        return [explain(*of_one) for of_one in zip(obs["frames"][:, -1], effect, margin, strict=True)]
+        rationales = zip(obs["frames"][:, -1], effect, margin, strict=True)
+        return [explain(*one, layout=self.policy.layout) for one in rationales]
 
     def _count(self, metrics: dict[str, float]) -> None:
         self.updates += 1

@@ -152,7 +152,18 @@ def small(config: Any) -> Any:
     return replace(config, **inner, **{name: n for name, n in few.items() if hasattr(config, name)})
 
 
-@pytest.mark.slow
+def test_a_rationale_is_learned_and_said_outside_grids() -> None:
+    demos = demonstrate(Docking, steer, 2, horizon=30, codes=7, mode="deepcopy")
+    vec_env = make_vec_env(demos, 2)
+    kwargs = {"features_extractor_kwargs": {"width": 16}}
+    policy = PPO(HeadstartPolicy, vec_env, seed=0, n_steps=4, batch_size=8, policy_kwargs=kwargs).policy
+    learner = Reflection(policy, replace(small(ReflectionConfig()), rationale_weight=1.0))
+    assert learner.fit(demos, branch(demos), vec_env).metrics["rationale/loss"] > 0
+    said = learner.explain(demos.obs)
+    assert len(said) == len(demos)
+    assert all(one.startswith("action ") and "changes" in one for one in said)
+
+
 @pytest.mark.parametrize("config", LEARNERS, ids=lambda config: config.__name__)
 def test_every_learner_takes_every_environment_or_says_why_not(config: Any) -> None:
     demos = demonstrate(Docking, steer, 2, horizon=30, codes=7, mode="deepcopy")

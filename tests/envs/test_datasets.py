@@ -1,5 +1,6 @@
 """Demonstrations from functions, trained policies and Minari: what is branched is where the expert has been."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from headstart.envs.episode import Outcome
 from headstart.envs.errors import DataError, Diverged, UsageError
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import make_vec_env
+from headstart.learners import PPO
+from headstart.models import HeadstartPolicy
 
 ABOUT = {"author": "a test", "author_email": "-", "algorithm_name": "-", "code_permalink": "-", "description": "-"}
 
@@ -189,6 +192,44 @@ def test_demonstrations_are_kept_without_their_environment(demos: Demos, tmp_pat
         np.testing.assert_array_equal(getattr(back, name), getattr(demos, name), err_msg=name)
     for name, value in demos.obs.items():
         np.testing.assert_array_equal(back.obs[name], value, err_msg=name)
+
+
+def test_files_remember_how_much_is_shown(demos: Demos, tmp_path: Path) -> None:
+    for history in (1, 3):
+        some = demonstrate(Reach, expert, 2, horizon=8, history=history, mode="deepcopy")
+        save_demos(tmp_path / "demos.npz", some)
+        assert load_demos(tmp_path / "demos.npz", make_env=Reach).history == history
+        assert load_demos(tmp_path / "demos.npz", make_env=Reach, history=2).history == 2
+
+
+def test_a_model_goes_on_with_other_demonstrations(tmp_path: Path) -> None:
+    """Their statistics differ, its own stay."""
+
+    def model_for(demos: Demos) -> PPO:
+        return PPO(HeadstartPolicy, make_vec_env(demos, 2), seed=0, n_steps=4, batch_size=8)
+
+    make_env = lambda: gymnasium.make("CartPole-v1")  # noqa: E731
+    mine, others = (demonstrate(make_env, lambda obs: int(obs[2] > 0), n, horizon=30) for n in (2, 3))
+    assert mine.layout != others.layout
+    model_for(mine).save(tmp_path / "model")
+    env = make_vec_env(others, 2)
+    loaded = PPO.load(tmp_path / "model", env=env)
+    assert loaded.policy.layout == mine.layout
+    np.testing.assert_array_equal(
+        loaded.policy.probabilities(mine.obs), PPO.load(tmp_path / "model").policy.probabilities(mine.obs)
+    )
+    loaded.learn(8)
+
+
+def test_what_success_is_should_be_said() -> None:
+    make_env = lambda: gymnasium.make("CartPole-v1")  # noqa: E731
+    with pytest.warns(UserWarning, match=r"CartPole-v1 does not say what success is.* success=lambda"):
+        demos = demonstrate(make_env, lambda obs: 0, 1, horizon=30, only_successes=True)
+    assert len(demos) < 20  # it fell over, which pays too
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match=r"or say what success is \(success=...\)"):
+            demonstrate(make_env, lambda obs: 0, 1, success=lambda end: end.total > 20, horizon=30, only_successes=True)
 
 
 def test_files_of_another_environment_are_refused(demos: Demos, tmp_path: Path) -> None:

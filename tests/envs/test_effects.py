@@ -152,6 +152,14 @@ def test_other_frames_have_changed_or_not() -> None:
     assert text == "push: changes something else; preferred over wait, which changes nothing, by 1.0"
 
 
+def test_outside_grids_actions_have_numbers() -> None:
+    layout = Layout.of(gymnasium.spaces.Box(-1, 1, (2,)))
+    frame = np.zeros(layout.width, np.uint8)
+    picked_up, nothing = EFFECTS.index("picked up"), EFFECTS.index("nothing")
+    said = explain(frame, np.array([nothing, picked_up]), np.array([0.0, 1.5]), layout=layout)
+    assert said == "action 1: changes something else; preferred over action 0, which changes nothing, by 1.5"
+
+
 def test_frames_of_another_width_are_refused() -> None:
     with pytest.raises(UsageError, match=r"\(2, 8\).*50 bytes.*layout=demos\.layout"):
         effects(np.zeros((2, 8), np.uint8), np.zeros((2, 7, 8), np.uint8))

@@ -100,6 +100,21 @@ def test_a_space_of_frames_keeps_its_layout() -> None:
     assert FrameSpace(GRID, 2) == spaces.Box(0, 255, (2, 50), np.uint8)  # a space without a layout is a grid's
 
 
+def test_a_policy_may_act_where_frames_and_choices_are_alike() -> None:
+    """Other demonstrations have other statistics, and that is no other space; another codebook is."""
+    layout = Layout.of(BOX)
+    frames = np.arange(24, dtype=np.float32).view(np.uint8).reshape(-1, layout.width)
+    measured = layout.fitted(frames, np.zeros(len(frames), np.int64))
+    assert measured != layout
+    force = spaces.Box(-1, 1, (1,), np.float32)
+    mine, others = (Choices(force, np.float32(table)) for table in ([[0], [1]], [[0], [0.5]]))
+    space = FrameSpace(layout, 2, env_id="Line", choices=mine)
+    assert space == FrameSpace(measured, 2, env_id="Row", choices=mine)
+    assert space != FrameSpace(layout, 2, env_id="Line", choices=others)
+    assert repr(space) != repr(FrameSpace(layout, 2, env_id="Line", choices=others))
+    assert repr(space).startswith("2 frames of Line, in which to choose from 2 of Box(-1.0, 1.0, (1,), float32) (code")
+
+
 # ---- choices ----
 @pytest.mark.parametrize(
     ("space", "n"),

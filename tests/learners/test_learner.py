@@ -10,10 +10,10 @@ from gymnasium import spaces
 
 from headstart.envs.collect import branch
 from headstart.envs.datasets import demonstrate
-from headstart.envs.errors import DataError
+from headstart.envs.errors import DataError, UsageError
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import make_vec_env
-from headstart.learners import LEARNERS, PPO
+from headstart.learners import LEARNERS, PPO, Reflection
 from headstart.learners.learner import accept
 from headstart.models import HeadstartPolicy
 
@@ -91,6 +91,32 @@ def test_demonstrations_of_another_environment(demos: Demos) -> None:
         accept(policy, demos, None, make_vec_env(demos_of(Buttons, press), 2))
 
 
+def test_another_environment_that_looks_the_same(demos: Demos) -> None:
+    class Row(Line):
+        """Of the same observations."""
+
+    with pytest.raises(DataError, match="demonstrations are of Row, but the policy is made for Line"):
+        accept(policy_for(demos), demos_of(Row))
+
+
+def test_practice_elsewhere(demos: Demos) -> None:
+    policy = policy_for(demos)
+    with pytest.raises(DataError, match="show 1 earlier frames, but practice would show 3"):
+        accept(policy, demos, None, make_vec_env(demos, 2, history=3))
+    with pytest.raises(UsageError, match="practise=Line cannot start fresh episodes"):
+        accept(policy, demos, None, Line())  # type: ignore[arg-type]
+
+
+def test_branches_of_others(demos: Demos) -> None:
+    policy, env = policy_for(demos), make_vec_env(demos, 2)
+    with pytest.raises(DataError, match=r"the branches show frames of shape \(4, 8\), but the demonstrations \(2, 8\)"):
+        accept(policy, demos, branch(demos_of(history=3)))
+    of_one = branch(demos.take(np.array([0])))
+    accept(policy, demos, of_one)  # a world model may learn from them
+    with pytest.raises(DataError, match=rf"of {len(of_one)} states, are not those of the {len(demos)} demonstrated"):
+        Reflection(policy).fit(demos, of_one, env)
+
+
 def test_another_history(demos: Demos) -> None:
     with pytest.raises(DataError, match=r"their actions have shape \(3,\), but the policy reads \(1,\)"):
         accept(policy_for(demos), demos_of(history=3))
@@ -108,8 +134,10 @@ def test_another_action_set(demos: Demos) -> None:
     policy = policy_for(demos)
     assert other.task is not None
     assert len(other.task.choices) == policy.n_actions
-    with pytest.raises(DataError, match="choose from other actions"):
+    with pytest.raises(DataError, match=r"choose from other actions .* than the environment to practise in"):
         accept(policy, demos, None, make_vec_env(other, 2))
+    with pytest.raises(DataError, match=r"choose from other actions \(5 of .*\(codebook .* than the policy"):
+        accept(policy, other)
     fewer = demos_of(codes=3)
     with pytest.raises(DataError, match="branches try 3 actions, but the policy has 5"):
         accept(policy, demos, branch(fewer))
