@@ -165,20 +165,24 @@ class Branches:
         """(N, F) the present, beside which the futures are judged."""
         return self.obs["frames"][:, -1]
 
-    def transitions(self) -> tuple[Obs, NDArray[np.int64], NDArray[np.uint8]]:
-        """Every executed step as (obs before (M, ...), action (M,), frame after (M, F)), M <= N * A * H."""
+    def transitions(self, steps: int | None = None) -> tuple[Obs, NDArray[np.int64], NDArray[np.uint8]]:
+        """Every executed step as (obs before (M, ...), action (M,), frame after (M, F)), M <= N * A * H.
+
+        At most the first ``steps`` of each branch.
+        """
         n, a, horizon = self.action.shape
+        horizon = horizon if steps is None else min(steps, horizon)
         obs = {name: np.repeat(value, a, axis=0) for name, value in self.obs.items()}
         alive = self.tried.reshape(-1).copy()
-        steps = []
+        executed = []
         for h in range(horizon):
             action, future = self.action[:, :, h].reshape(-1), self.future[:, :, h].reshape(n * a, -1)
-            steps.append(({name: value[alive] for name, value in obs.items()}, action[alive], future[alive]))
+            executed.append(({name: value[alive] for name, value in obs.items()}, action[alive], future[alive]))
             obs = push(obs, action, future)
             alive &= ~self.ended[:, :, h].reshape(-1)
-        before = {name: np.concatenate([step[0][name] for step in steps]) for name in obs}
+        before = {name: np.concatenate([step[0][name] for step in executed]) for name in obs}
         return (
             before,
-            np.concatenate([s[1] for s in steps]).astype(np.int64),
-            np.concatenate([s[2] for s in steps]),
+            np.concatenate([step[1] for step in executed]).astype(np.int64),
+            np.concatenate([step[2] for step in executed]),
         )

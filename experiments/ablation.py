@@ -47,6 +47,7 @@ def variants(default: ReflectionConfig) -> dict[str, ReflectionConfig]:
         "judge.members=1": judge(members=1),
         "judge.weight=1": judge(weight=1.0),
         "walks=0": replace(default, walks=0),
+        "rounds=0": replace(default, rounds=0),
         "rounds=1": replace(default, rounds=1),
         "states=500": few,
         "states=500 where=uncertain": replace(few, where="uncertain"),
@@ -62,7 +63,7 @@ def measure(experiment: Experiment, config: ReflectionConfig, seed: int) -> dict
     memory = experiment.arms["reflect"].memory
     model = PPO(env=env, seed=seed, policy_kwargs={"features_extractor_kwargs": {"memory": memory}})
     demos = demonstrations(experiment.env_id, experiment.demos, seed, history, horizon)
-    branches = branch(demos, horizon=config.horizon, rng=np.random.default_rng([seed, 0xB2]))
+    branches = branch(demos, horizon=config.horizon, rng=np.random.default_rng([seed, 0xB2]), k=config.k)
     fitted = Reflection(model.policy, config, seed=seed).fit(demos, branches, env)
     found: dict[str, Any] = {"env_steps": branches.env_steps + fitted.env_steps}
     for mode in ("sampled", "greedy"):

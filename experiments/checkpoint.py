@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headstart.envs import storage
-from headstart.envs.errors import DataError
+from headstart.envs.errors import DataError, UsageError
 from headstart.learners import GRPO, PPO
 
 __all__ = ["Checkpoint", "HeldBack", "discard", "load", "restore", "save"]
 
 FILES = ("checkpoint0.npz", "checkpoint1.npz")
-KIND, SCHEMA = "checkpoint", 1
+KIND, SCHEMA = "checkpoint", 2
 
 Checkpoint = tuple[dict[str, NDArray], dict[str, Any]]
 """Arrays, and facts as JSON values; ``facts["kept"]`` is what `save` was given."""
@@ -102,6 +102,7 @@ def _facts(trained: PPO | GRPO) -> dict[str, Any]:
     facts = {
         "counters": {name: getattr(trained, name) for name in trained.COUNTERS},
         "warm_start": trained.policy.warm_start,
+        "device": trained.policy.device.type,
         "rates": {name: [g["lr"] for g in o.param_groups] for name, o in _optimizers(trained).items()},
     }
     if isinstance(trained, GRPO):
@@ -123,6 +124,12 @@ def _facts(trained: PPO | GRPO) -> dict[str, Any]:
 def restore(trained: PPO | GRPO, checkpoint: Checkpoint) -> None:
     """Make ``trained``, of the same settings (and a PPO with its logger), what it was."""
     arrays, facts = checkpoint
+    device = trained.policy.device.type
+    if facts["device"] != device:
+        raise UsageError(
+            f"this run was interrupted on {facts['device']}, and now it would go on on {device}, with other roundings. "
+            f"Use --device {facts['device']}, or --fresh to start over."
+        )
     for name, value in facts["counters"].items():
         setattr(trained, name, value)
     trained.policy.warm_start = facts["warm_start"]

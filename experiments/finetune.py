@@ -74,11 +74,13 @@ def new_model(
 
 
 def save_policy(model: PPO, path: Path) -> None:
+    """The weights, and the name of the learner that has fitted them."""
     meta = {"warm_start": model.policy.warm_start}
     storage.save_weights(path, model.policy.weights(), kind="policy", schema=SCHEMA, meta=meta)
 
 
 def load_policy(model: PPO, path: Path) -> None:
+    """Into the model's policy. Raises DataError, naming the file, if it is damaged."""
     weights, meta = storage.load_weights(path, kind="policy", schema=SCHEMA)
     model.policy.load_weights(weights)
     model.policy.warm_start = meta["warm_start"]
@@ -115,6 +117,7 @@ class Compared:
 
     @property
     def kl(self) -> float:
+        """In nats, of all that was compared."""
         return self.nats / self.states
 
 

@@ -12,7 +12,6 @@ from headstart.envs.engine import COLOR, STATE, TYPE, VIEW
 __all__ = ["beside", "drawn"]
 
 TILE, GAP = 16, 6  # pixels of a cell, and between pictures
-UNSEEN = 0  # minigrid's number for a cell that is out of sight
 
 
 def drawn(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -23,11 +23,11 @@ from tqdm import trange
 from headstart.envs.errors import DataError
 from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, finite, silent
+from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, silent
 from headstart.models.encoders import distinct_rows
 from headstart.models.history import hide_past
 from headstart.models.losses import soft_cross_entropy
-from headstart.models.optimizer import adamw
+from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
 
 __all__ = ["BC", "BCConfig", "imitation_targets", "with_mirrored"]
@@ -121,7 +121,8 @@ class BC:
             *(torch.as_tensor(x, device=policy.device) for x in (target, weight)),
         )
         beside, parameters = self.beside or (None, [])
-        optimizer, schedule = adamw(
+        descend = Descent(
+            "bc",
             [*policy.actor_parameters(), *parameters],
             learning_rate=c.learning_rate,
             weight_decay=c.weight_decay,
@@ -137,11 +138,7 @@ class BC:
             if beside is not None:
                 other, found = beside()
                 loss, metrics = loss + other, metrics | found
-            finite(loss, "bc", update)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            descend(loss)
             if held_out and ((update + 1) % 50 == 0 or update + 1 == c.updates):
                 unseen = self._nats(held_out)
                 metrics |= {"bc/held_out_loss": unseen}

@@ -55,7 +55,7 @@ class ControlConfig:
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes: the policy's."""
-        return self.reflect.bc.total_updates + self.reflect.rounds * self.reflect.round_updates
+        return self.reflect.policy_updates
 
 
 class Control(Reflection):
@@ -80,6 +80,7 @@ class Control(Reflection):
         return self.imitator.probabilities(branches.obs)
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
+        """Reflection's stages, without the second."""
         fitted = super().fit(demos, branches, practise)
         self.policy.warm_start = self.name
         return fitted
@@ -118,6 +119,7 @@ class RandomJudge(Control):
 
     def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
         """Nothing is learned."""
+        self.scale = 0.0
         for judge in self.judges:
             judge.eval()
         return {}
@@ -161,12 +163,7 @@ class DaggerConfig(ControlConfig):
 
 class Dagger(Control):
     name = "dagger"
-
-    def __init__(
-        self, policy: HeadstartPolicy, config: DaggerConfig | None = None, *, seed: int = 0, log: Log = silent
-    ):
-        super().__init__(policy, config, seed=seed, log=log)
-        self.queries = self.unanswered = 0
+    queries = unanswered = 0  # of the last fit
 
     def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
         """The expert's action, as smooth and then as sharp as reflection's labels are; zero where it has no answer."""
@@ -187,6 +184,8 @@ class Dagger(Control):
         return super().fit_policy(demos, kept, labels, updates)
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
+        """As any control; its metrics say how many answers it has paid for."""
+        self.queries = self.unanswered = 0
         fitted = super().fit(demos, branches, practise)
         asked = {"dagger/queries": float(self.queries), "dagger/unanswered": float(self.unanswered)}
         return replace(fitted, metrics=fitted.metrics | asked)

@@ -22,9 +22,9 @@ from tqdm import trange
 from headstart.envs.errors import UsageError
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, with_mirrored
-from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, seeded, silent
 from headstart.models.losses import contrast_loss
-from headstart.models.optimizer import adamw
+from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
 
 __all__ = ["Inverse", "InverseConfig"]
@@ -52,14 +52,16 @@ class InverseConfig:
 
 
 class Inverse:
+    """`fit` has the stages above, `loss` is the first one's. A policy is fitted in place."""
+
     def __init__(
         self, policy: HeadstartPolicy, config: InverseConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
         self.policy, self.config, self.seed, self.log = policy, config or InverseConfig(), seed, log
-        torch.manual_seed(seed)
-        self.head = nn.Sequential(
-            nn.Linear(2 * policy.features_dim, 256), nn.ReLU(), nn.Linear(256, policy.n_actions)
-        ).to(policy.device)
+        with seeded(seed):
+            self.head = nn.Sequential(
+                nn.Linear(2 * policy.features_dim, 256), nn.ReLU(), nn.Linear(256, policy.n_actions)
+            ).to(policy.device)
 
     def alone(self, frame: Tensor, mission: Tensor) -> dict[str, Tensor]:
         """Frames (B, F) and missions (B, L) as observations without a past: what is seen, and not how it came about."""
@@ -109,7 +111,8 @@ class Inverse:
         credit, changes = self._credit(obs, future)
         credit &= alive.unsqueeze(1)
         pools = [pool.nonzero() for pool in (alive & changes, alive & ~changes) if pool.any()]  # (M, 2): state, action
-        optimizer, schedule = adamw(
+        descend = Descent(
+            "inverse",
             [*policy.features_extractor.parameters(), *self.head.parameters()],
             learning_rate=c.learning_rate,
             weight_decay=c.weight_decay,
@@ -121,11 +124,7 @@ class Inverse:
             drawn = [pool[torch.randint(len(pool), (share,), generator=generator).to(pool.device)] for pool in pools]
             i, k = torch.cat(drawn).unbind(1)
             loss, metrics = self.loss({name: value[i] for name, value in obs.items()}, future[i, k], credit[i, k])
-            finite(loss, "inverse", update)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            descend(loss)
             if (update + 1) % 50 == 0:
                 self.log(update + 1, metrics)
         imitation = BC(policy, c.bc, seed=self.seed, log=lambda u, m: self.log(c.updates + u, m)).fit(demos)

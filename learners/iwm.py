@@ -24,9 +24,9 @@ from headstart.envs.errors import UsageError
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, with_mirrored
-from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, seeded, silent
 from headstart.models.encoders import CELL_PARTS
-from headstart.models.optimizer import adamw
+from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.world_model import world_model_head
 
@@ -50,7 +50,7 @@ class IWMConfig:
     joint_weight: float = 0.1
     """Weight of the world model's loss beside imitation's, in the joint mode."""
     horizon: int = 4
-    """Steps of the branches that it learns from: each action, then the agent's own."""
+    """At most so many steps of each branch are learned from: the action, then the agent's own."""
     bc: BCConfig = field(default_factory=BCConfig)
     """The imitation stage that follows."""
 
@@ -61,10 +61,12 @@ class IWMConfig:
 
 
 class IWM:
+    """`fit` has the stages above, `loss` is the first one's. A policy is fitted in place."""
+
     def __init__(self, policy: HeadstartPolicy, config: IWMConfig | None = None, *, seed: int = 0, log: Log = silent):
         self.policy, self.config, self.seed, self.log = policy, config or IWMConfig(), seed, log
-        torch.manual_seed(seed)
-        self.head = world_model_head(policy.layout, policy.features_dim, policy.n_actions).to(policy.device)
+        with seeded(seed):
+            self.head = world_model_head(policy.layout, policy.features_dim, policy.n_actions).to(policy.device)
 
     def loss(self, obs: dict[str, Tensor], action: Tensor, future: Tensor) -> tuple[Tensor, dict[str, float]]:
         """World-model loss of a batch: observations (B, ...), actions (B,), frames that followed (B, F)."""
@@ -111,7 +113,8 @@ class IWM:
         """The first stage alone: trunk and head learn what follows, for whatever comes after it."""
         c, policy = self.config, self.policy
         draw = self._transitions(branches)
-        optimizer, schedule = adamw(
+        descend = Descent(
+            "iwm",
             [*policy.features_extractor.parameters(), *self.head.parameters()],
             learning_rate=c.learning_rate,
             weight_decay=c.weight_decay,
@@ -120,11 +123,7 @@ class IWM:
         metrics: dict[str, float] = {}
         for update in trange(c.updates, desc="predict", unit="update", delay=2, leave=False, disable=None):
             loss, metrics = self.loss(*draw())
-            finite(loss, "iwm", update)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            descend(loss)
             if (update + 1) % 50 == 0:
                 self.log(update + 1, metrics)
         return metrics
@@ -146,7 +145,7 @@ class IWM:
         """
         c, policy = self.config, self.policy
         generator = torch.Generator().manual_seed(self.seed)
-        parts = [part.transitions() for part in with_mirrored(policy, branches, c.bc.mirror)]
+        parts = [part.transitions(c.horizon) for part in with_mirrored(policy, branches, c.bc.mirror)]
         before = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
         actions, futures = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
         changes = policy.layout.changed(before["frames"][:, -1], futures).any(1)

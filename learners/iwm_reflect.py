@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from headstart.envs.errors import UsageError
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.iwm import IWM, IWMConfig
-from headstart.learners.learner import Fitted, Log, Practice, accept, silent
+from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, silent
 from headstart.learners.reflection import Reflection, ReflectionConfig
 from headstart.models.policy import HeadstartPolicy
 
@@ -37,13 +37,22 @@ class IWMReflectConfig:
 
 
 class IWMReflect:
+    """`fit` has both. A policy is fitted in place."""
+
     def __init__(
         self, policy: HeadstartPolicy, config: IWMReflectConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
         c = config or IWMReflectConfig()
+        if c.iwm.mode != "two_stage":
+            raise UsageError("IWMReflect predicts first and reflects then: leave IWMConfig.mode at 'two_stage'.")
         self.policy, self.config = policy, c
         self.iwm = IWM(policy, c.iwm, seed=seed, log=log)
         self.reflection = Reflection(policy, c.reflect, seed=seed, log=lambda u, m: log(c.iwm.updates + u, m))
+
+    @property
+    def lessons(self) -> Lessons | None:
+        """Reflection's: own states and their labels."""
+        return self.reflection.lessons
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         """All stages. ``branches`` may be longer than a step: the world model learns from all of it."""
@@ -52,7 +61,6 @@ class IWMReflect:
         accept(self.policy, demos, branches, practise)
         predicted = self.iwm.predict(branches)
         reflected = self.reflection.fit(demos, branches, practise)
-        self.lessons = self.reflection.lessons
         self.policy.warm_start = "iwm+reflect"
         updates = self.config.iwm.updates + reflected.updates
         return replace(reflected, updates=updates, metrics=predicted | reflected.metrics)

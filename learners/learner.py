@@ -1,6 +1,7 @@
 """What a learner is: something that fits a policy to demonstrations and futures, without reward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -8,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.envs.errors import DataError, Diverged, UsageError
+from headstart.envs.errors import DataError, UsageError
 from headstart.envs.simulator import Obs, Simulator
 from headstart.envs.transitions import Branches, Demos
 from headstart.models.policy import HeadstartPolicy
 
-__all__ = ["Fitted", "Learner", "Lessons", "Log", "Practice", "accept", "finite", "silent"]
+__all__ = ["Fitted", "Learner", "Lessons", "Log", "Practice", "accept", "seeded", "silent"]
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with the number of updates so far and the metrics of the last one."""
@@ -44,15 +45,31 @@ class Lessons(NamedTuple):
 
 
 class Practice(Protocol):
-    """Where an agent may act on its own: any environment that can start ``n`` fresh episodes and be forked."""
+    """Where an agent may act on its own: any environment that can start fresh episodes and be forked."""
 
-    def fresh(self, n: int, rng: np.random.Generator) -> Simulator: ...
+    def fresh(self, n: int, rng: np.random.Generator) -> Simulator:
+        """``n`` episodes at the start of levels that ``rng`` draws."""
+        ...
 
 
 class Learner(Protocol):
-    """Fits a policy in place. A learner is made as ``Learner(policy, config, seed=0, log=log)``."""
+    """Fits a policy in place. A learner is made as ``Learner(policy, config, seed=0, log=log)``, and fits once."""
 
-    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted: ...
+    def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
+        """``branches`` are of the demonstrated states, ``practise`` is where fresh levels are: who needs them says so.
+
+        Raises UsageError where one is missing, DataError where they do not belong together, both before the first
+        update, and Diverged at the update at which a loss is no number.
+        """
+        ...
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's own random numbers, of first weights and dropout, are those of ``seed``; afterwards, the user's again."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def accept(
@@ -136,14 +153,3 @@ def _shown(layout: Any) -> str:
     if layout.grid:
         return "MiniGrid's views"
     return ", ".join(f"{part.name or 'an observation'} ({part.count} {part.dtype})" for part in layout.parts)
-
-
-def finite(loss: torch.Tensor, learner: str, update: int) -> float:
-    """The loss as a number. Raises Diverged at the update where it stops being one."""
-    value = float(loss.detach())
-    if not np.isfinite(value):
-        raise Diverged(
-            f"{learner}: the loss is {value} at update {update}. Lower the learning rate, "
-            "and check the observations of the demonstrations for values that are not finite."
-        )
-    return value

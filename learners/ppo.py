@@ -3,7 +3,8 @@
 A warm-started policy meets a critic that knows nothing; its noise alone undoes the policy within a few updates. So
 
     1. zero critic    its values begin at 0 everywhere: where reward is rare, the best guess of one who knows nothing
-    2. critic first   the actor waits until the critic explains half of the variance of returns, or N updates
+    2. critic first   the actor waits until the critic, learning three times as fast as later, explains half of the
+                      variance of returns, or N updates
     3. warm-up        then the learning rate of trunk and actor grows from zero
     4. KL anchor      L += c * KL(pi || pi_warm_start), c decaying to zero: the policy may leave, but not jump
     5. no scaling     of advantages while nothing is rewarded, or all are equal: that would turn noise into gradients
@@ -76,13 +77,22 @@ class PPO(StablePPO):
     rehearsal_decay: share of training after which that weight has reached zero.
     plain: none of the above, whatever they say.
 
-    A saved model has its anchor with it: one that is loaded goes on where it was. ``auxiliary`` and ``lessons`` are
-    not in the file and are to be set again. (Stable-Baselines3 unpickles what it loads: load only what you trust.)
+    A second call of `learn` goes on from the first: weights that have faded do not come back. A saved model has its
+    anchor with it: one that is loaded goes on where it was. ``auxiliary`` and ``lessons`` are not in the file and are
+    to be set again. (Stable-Baselines3 unpickles what it loads: load only what you trust.)
     """
 
     policy: HeadstartPolicy  # type: ignore[assignment]  # always this one
 
-    COUNTERS = ("num_timesteps", "_n_updates", "_critic_only", "_actor_updates", "actor_started_at", "anchored")
+    COUNTERS = (
+        "num_timesteps",
+        "_n_updates",
+        "_critic_only",
+        "_actor_updates",
+        "_actor_steps",
+        "actor_started_at",
+        "anchored",
+    )
     """Beside weights, optimizers, episodes and random numbers: all that the next update depends on."""
 
     def __init__(
@@ -109,14 +119,16 @@ class PPO(StablePPO):
     ):
         self.critic_updates, self.critic_variance = critic_updates, critic_variance
         self.actor_warm_up, self.kl_coef, self.kl_decay = actor_warm_up, kl_coef, kl_decay
-        self.trunk_factor, self.auxiliary_coef = 1.0 if plain else trunk_factor, 0.0 if plain else auxiliary_coef
-        self.rehearsal_coef, self.rehearsal_decay = 0.0 if plain else rehearsal_coef, rehearsal_decay
-        self.plain = plain
+        if plain:
+            trunk_factor, auxiliary_coef, rehearsal_coef = 1.0, 0.0, 0.0
+        self.trunk_factor, self.auxiliary_coef = trunk_factor, auxiliary_coef
+        self.rehearsal_coef, self.rehearsal_decay, self.plain = rehearsal_coef, rehearsal_decay, plain
         self.auxiliary: Auxiliary | None = None
         self.auxiliary_optimizer: torch.optim.Optimizer | None = None
         self.lessons: Lessons | None = None
         self.warm_start_policy: HeadstartPolicy | None = None
         self.actor_started_at: int | None = None  # environment steps
+        self._actor_steps = 0  # since then, in this and in earlier calls of learn
         self.anchored = False
         self._fitted_by: str | None = None  # policy.warm_start as it was saved
         self._critic_only = self._actor_updates = 0
@@ -231,6 +243,7 @@ class PPO(StablePPO):
             for name, number in metrics.items():
                 found[name].append(number)
         self._n_updates += self.n_epochs
+        self._actor_steps += 0 if critic_only else self.n_steps * self.n_envs
         for name, numbers in found.items():
             self.logger.record(name, float(np.mean(numbers)))
         self.logger.record("rl/critic_only", int(critic_only))
@@ -243,8 +256,7 @@ class PPO(StablePPO):
 
     def _left(self, share: float) -> float:
         """What is left of a weight that falls in a line to zero over a share of training, from the actor's start on."""
-        started = self.num_timesteps if self.actor_started_at is None else self.actor_started_at
-        return max(0.0, 1 - (self.num_timesteps - started) / (share * self._total_timesteps))
+        return max(0.0, 1 - self._actor_steps / (share * self._total_timesteps)) if share > 0 else 0.0
 
     def _set_learning_rates(self, critic_only: bool) -> None:
         rate = self.lr_schedule(self._current_progress_remaining)

@@ -23,10 +23,10 @@ from tqdm import trange
 from headstart.envs.errors import UsageError
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, with_mirrored
-from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, silent
 from headstart.models.history import hide_past
 from headstart.models.losses import preference_loss, same_future_credit
-from headstart.models.optimizer import adamw
+from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
 
 __all__ = ["Preference", "PreferenceConfig"]
@@ -57,6 +57,8 @@ class PreferenceConfig:
 
 
 class Preference:
+    """`fit` has both stages, `loss` is the second one's. A policy is fitted in place."""
+
     def __init__(
         self, policy: HeadstartPolicy, config: PreferenceConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
@@ -97,8 +99,12 @@ class Preference:
         pairs = (~same_future_credit(future, expert)).nonzero()  # (M, 2): state, own action
         if not len(pairs):
             raise UsageError("Preference has nothing to compare: in no state does an action lead elsewhere.")
-        optimizer, schedule = adamw(
-            policy.actor_parameters(), learning_rate=c.learning_rate, weight_decay=c.weight_decay, updates=c.updates
+        descend = Descent(
+            "preference",
+            policy.actor_parameters(),
+            learning_rate=c.learning_rate,
+            weight_decay=c.weight_decay,
+            updates=c.updates,
         )
         metrics: dict[str, float] = {}
         for update in trange(c.updates, desc="prefer", unit="update", delay=2, leave=False, disable=None):
@@ -106,11 +112,7 @@ class Preference:
             batch = {name: value[i] for name, value in obs.items()}
             batch = hide_past(batch, policy.n_actions, c.bc.hidden_past, c.bc.hidden_actions, generator)
             loss, metrics = self.loss(batch, reference.logits(batch), expert[i], k)
-            finite(loss, "preference", update)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            descend(loss)
             if (update + 1) % 50 == 0:
                 self.log(c.bc.total_updates + update + 1, metrics)
         policy.warm_start = "preference"

@@ -26,7 +26,7 @@ learned. Steps 3 to 5 on fresh levels are ours: DAgger (arXiv 1011.0686) with th
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,15 +43,15 @@ from headstart.envs.mirror import mirror_action, mirror_obs
 from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets, with_mirrored
-from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, finite, silent
+from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, seeded, silent
 from headstart.models.history import hide_past, swap_context
 from headstart.models.judge import Judge
 from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
-from headstart.models.optimizer import adamw
+from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.rationale import RationaleHead, margins, shuffled
 
-__all__ = ["JudgeConfig", "Reflection", "ReflectionConfig"]
+__all__ = ["JudgeConfig", "Reflection", "ReflectionConfig", "Shown"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class JudgeConfig:
     temperature: float = 0.5
     """Of the label. Judges and imitation are both taught to keep a doubt (label smoothing); one half takes it back."""
     horizon: int = 1
-    """Steps to the future that is judged: the action, then what the policy does by itself."""
+    """Steps to the future that is judged: the action, then what the policy does by itself; at demonstrated states,
+    before there is a policy, what `branch` was told to do there, by default anything."""
     sees_end: bool = False
     """Tell the judges whether the episode was over. Where only success ends it, that is the reward: results with this
     on are not results without reward."""
@@ -79,26 +80,28 @@ class JudgeConfig:
 class ReflectionConfig:
     bc: BCConfig = field(default_factory=BCConfig)
     """Imitation, with which it begins; and how policy and judges look at demonstrations in all that follows: batch
-    size, learning rate, weight decay, label smoothing, mirror, hidden pasts."""
+    size, learning rate, weight decay, label smoothing, mirror, hidden pasts. (Demonstrations that imitation holds out
+    are learned from in what follows.)"""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """How the judges are trained and read."""
     walks: int = 1
     """Random walks from every expert state, before the first round."""
     walk_steps: int = 2
-    """Steps of each of these walks."""
+    """Steps of each of these walks, at least one."""
     rounds: int = 2
-    """Rounds of practice on fresh levels with the policy so far."""
+    """Rounds of practice on fresh levels with the policy so far. Without any, it learns once, from the walks."""
     levels: int = 256
     """Fresh levels in a round."""
     level_steps: int = 60
     """Longest episode on a fresh level."""
     states: int = 2000
-    """States of these episodes in which every action is tried."""
+    """States in which every action is tried, at most, of a round's episodes; and of the walks."""
     draws: int = 8
     """Where luck decides what an action leads to: how often all actions are tried in a state, each time with other
     luck. A judge that saw one future of each would learn the luck by heart."""
     k: int | None = None
-    """How many actions are tried in a state; None for all. Labels speak of those that were tried."""
+    """How many actions are tried in an own state; None for all. Labels speak of those that were tried. At demonstrated
+    states `branch(demos, k=...)` decides."""
     alternatives: Alternatives = "uniform"
     """How these are drawn: uniformly, by the policy, or half by each."""
     where: Literal["random", "uncertain", "disputed"] = "random"
@@ -124,10 +127,32 @@ class ReflectionConfig:
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, those of the judges included."""
-        return self.bc.total_updates + self.judge.members * self.judge.updates + self.rounds * self.round_updates
+        return self.judge.members * self.judge.updates + self.policy_updates
+
+    @property
+    def policy_updates(self) -> int:
+        """Those of the policy alone."""
+        return self.bc.total_updates + max(self.rounds, self.walks > 0) * self.round_updates
+
+
+class Shown(NamedTuple):
+    """What a judge is shown: B states, and what comes of A actions in each."""
+
+    obs: dict[str, Tensor]
+    """(B, ...)"""
+    future: Tensor
+    """(B, A, F)"""
+    signs: Tensor
+    """(B, A, S) of the futures: see `Reflection.consequences`."""
+    action: Tensor
+    """(B,) the expert's."""
+    tried: Tensor
+    """(B, A) which of the futures are real."""
 
 
 class Reflection:
+    """The five steps above are `fit`, and the sections below. A policy is fitted in place."""
+
     def __init__(
         self,
         policy: HeadstartPolicy,
@@ -137,19 +162,20 @@ class Reflection:
         log: Log = silent,
     ):
         self.policy, self.config, self.seed, self.log = policy, config or ReflectionConfig(), seed, log
-        torch.manual_seed(seed)
         judge = self.config.judge
         if self.config.where not in ("random", "uncertain", "disputed"):
             raise UsageError(f"where={self.config.where!r}: choose 'random', 'uncertain' or 'disputed'.")
         if self.config.where == "disputed" and judge.members < 2:
             raise UsageError(f"where='disputed': {judge.members} judge cannot disagree. Take more members.")
-        self.judges = [
-            Judge(policy.new_extractor(), signs=1 + 2 * policy.layout.grid + judge.sees_end, dropout=judge.dropout).to(
-                policy.device
-            )
-            for _ in range(judge.members)
-        ]
-        self.rationale = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
+        if self.config.walk_steps < 1:
+            raise UsageError(f"walk_steps={self.config.walk_steps}: a walk has at least one step. walks=0 takes none.")
+        signs = 1 + 2 * policy.layout.grid + judge.sees_end
+        with seeded(seed):
+            self.judges = [
+                Judge(policy.new_extractor(), signs=signs, dropout=judge.dropout).to(policy.device)
+                for _ in range(judge.members)
+            ]
+            self.rationale = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
         self.imitator: HeadstartPolicy | None = None
         self.lessons: Lessons | None = None  # of the last round: all own states and their labels
         self.updates = self.env_steps = 0
@@ -172,6 +198,7 @@ class Reflection:
                 f"{branches.action.shape[2]}. Pass branch(demos, horizon={self.config.horizon})."
             )
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
+        self.env_steps = 0
         # 1. imitate
         metrics = BC(self.policy, c.bc, seed=self.seed, log=self.log).fit(demos).metrics
         self.updates = c.bc.total_updates
@@ -187,13 +214,16 @@ class Reflection:
         def practise_from(start: Simulator, actor: Actor, steps: int) -> None:
             """Act, try every action in some of the states that were reached, label them."""
             states, walked = collect.practise(start, actor, steps=steps, rng=rng)
+            self.env_steps += walked
+            if not len(states):
+                return  # every episode was over
             states = states.fork(self._choose(states, rng))
             tried = self._try(states, rng, c.k, c.alternatives)
             label = self.label(tried, states)
             sure = np.flatnonzero(label.max(1) >= c.confidence)
             own.append(tried.take(sure))
             labels.append(label[sure])
-            self.env_steps += walked + tried.env_steps
+            self.env_steps += tried.env_steps
 
         if c.walks:
             around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
@@ -204,6 +234,8 @@ class Reflection:
             practise_from(practise.fresh(c.levels, rng), self.policy.actor(), c.level_steps)
             if not any(map(len, own)):
                 raise UsageError(f"confidence={c.confidence}: labels are so sure in no state. Lower it.")
+            metrics |= self.fit_policy(demos, own, labels, c.round_updates)
+        if not c.rounds and any(map(len, own)):
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
         return Fitted(self.updates, self.env_steps, metrics)
@@ -220,49 +252,43 @@ class Reflection:
         if c.context_weight and outcomes is not None and self._contexts_differ(outcomes.obs):
             ends = self._shown(outcomes)
         metrics: dict[str, float] = {}
-        for judge in self.judges:
-            optimizer, schedule = adamw(
-                judge.parameters(), learning_rate=bc.learning_rate, weight_decay=bc.weight_decay, updates=c.updates
+        for member, judge in enumerate(self.judges):
+            descend = Descent(
+                "reflect (judge)",
+                judge.parameters(),
+                learning_rate=bc.learning_rate,
+                weight_decay=bc.weight_decay,
+                updates=c.updates,
             )
             judge.train()
-            for update in trange(c.updates, desc="judge", unit="update", delay=2, leave=False, disable=None):
-                i = torch.randint(len(shown[-1]), (bc.batch_size,), generator=generator)
-                loss, metrics = self.judge_loss(judge, *self._batch(shown, i, generator))
-                if ends is not None:
-                    j = torch.randperm(len(ends[-1]), generator=generator)[: bc.batch_size]  # the next one is another
-                    context, found = self.context_loss(judge, *self._batch(ends, j, generator))
-                    loss, metrics = loss + c.context_weight * context, metrics | found
-                finite(loss, "reflect (judge)", update)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                self._count(metrics)
+            with seeded(self.seed + member):  # of dropout
+                for _ in trange(c.updates, desc="judge", unit="update", delay=2, leave=False, disable=None):
+                    i = torch.randint(len(shown.action), (bc.batch_size,), generator=generator)
+                    loss, metrics = self.judge_loss(judge, self._batch(shown, i, generator))
+                    if ends is not None:  # in a random order: the next one is another
+                        j = torch.randperm(len(ends.action), generator=generator)[: bc.batch_size]
+                        context, found = self.context_loss(judge, self._batch(ends, j, generator))
+                        loss, metrics = loss + c.context_weight * context, metrics | found
+                    descend(loss)
+                    self._count(metrics)
             judge.eval()
         return metrics
 
-    def judge_loss(
-        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, signs: Tensor, action: Tensor, tried: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Find the expert's future: observations (B, ...), futures (B, A, F), signs (B, A, S), actions (B,).
-
-        ``tried`` (B, A) says which of the futures are real.
-        """
-        credit = same_future_credit(future, action) & tried  # (B, A)
-        score = judge(obs, future, signs).masked_fill(~tried, -torch.inf)  # (B, A)
+    def judge_loss(self, judge: Judge, shown: Shown) -> tuple[Tensor, dict[str, float]]:
+        """Find the expert's future among those that are real."""
+        credit = same_future_credit(shown.future, shown.action) & shown.tried  # (B, A)
+        score = judge(shown.obs, shown.future, shown.signs).masked_fill(~shown.tried, -torch.inf)  # (B, A)
         loss = contrast_loss(score, credit, label_smoothing=self.config.bc.label_smoothing)
         accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
         return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
 
-    def context_loss(
-        self, judge: Judge, obs: dict[str, Tensor], future: Tensor, signs: Tensor, action: Tensor, tried: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Whose outcome is it? As ``judge_loss``, of last states: each also in the context of the next in the batch."""
-        n, policy = len(action), self.policy
-        swapped = swap_context(obs, torch.arange(n, device=action.device).roll(-1), policy.recent)
+    def context_loss(self, judge: Judge, shown: Shown) -> tuple[Tensor, dict[str, float]]:
+        """Whose outcome is it? Of last states: each also in the context of the next in the batch."""
+        obs, policy, n = shown.obs, self.policy, len(shown.action)
+        swapped = swap_context(obs, torch.arange(n, device=shown.action.device).roll(-1), policy.recent)
         read = zip(policy.read(obs), policy.read(swapped), strict=True)
         differ = torch.stack([(mine != theirs).flatten(1).any(1) for mine, theirs in read]).any(0)  # (B,)
-        outcome = [x[torch.arange(n), action].unsqueeze(1) for x in (future, signs)]
+        outcome = [x[torch.arange(n), shown.action].unsqueeze(1) for x in (shown.future, shown.signs)]
         both = {name: torch.cat([obs[name], swapped[name]]) for name in obs}
         own, others = judge(both, *(torch.cat([x, x]) for x in outcome)).flatten().chunk(2)
         loss = (F.softplus(others - own) * differ).mean()
@@ -273,22 +299,19 @@ class Reflection:
         """Whether anything is known that cannot be seen."""
         return self.policy.memory > self.policy.recent or bool((obs["mission"] != obs["mission"][:1]).any())
 
-    def _shown(self, branches: Branches) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor]:
-        """Branches and their mirror image: observations, futures, signs, the expert's actions, what was tried."""
+    def _shown(self, branches: Branches) -> Shown:
+        """Branches, and their mirror image."""
         seen = Branches.join(with_mirrored(self.policy, branches, self.config.bc.mirror))
         parts = *self.consequences(seen), seen.expert_action, seen.tried
-        future, signs, action, tried = (torch.as_tensor(part, device=self.policy.device) for part in parts)
-        return as_tensors(seen.obs, self.policy.device), future, signs, action, tried
+        tensors = (torch.as_tensor(part, device=self.policy.device) for part in parts)
+        return Shown(as_tensors(seen.obs, self.policy.device), *tensors)
 
-    def _batch(
-        self, shown: tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor], i: Tensor, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor]:
-        """The rows at ``i`` of what is shown, pasts hidden as in imitation."""
+    def _batch(self, shown: Shown, i: Tensor, generator: torch.Generator) -> Shown:
+        """The rows at ``i``, pasts hidden as in imitation."""
         bc, i = self.config.bc, i.to(self.policy.device)
-        obs, future, signs, action, tried = shown
-        obs = {name: value[i] for name, value in obs.items()}
+        obs = {name: value[i] for name, value in shown.obs.items()}
         obs = hide_past(obs, self.policy.n_actions, bc.hidden_past, bc.hidden_actions, generator)
-        return obs, future[i], signs[i], action[i], tried[i]
+        return Shown(obs, *(part[i] for part in shown[1:]))
 
     def consequences(self, branches: Branches) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """What is judged: futures (N, A, F), and signs of them (N, A, S).
@@ -393,14 +416,15 @@ class Reflection:
         reasons = self._rationales(own, labels) if self.config.rationale_weight else None
         expert_obs, own_obs = as_tensors(expert_obs, policy.device), as_tensors(own_obs, policy.device)
         target, weight, label = (torch.as_tensor(x, device=policy.device) for x in (target, weight, label))
-        optimizer, schedule = adamw(
+        descend = Descent(
+            "reflect",
             [*policy.actor_parameters(), *self.rationale.parameters()],
             learning_rate=bc.learning_rate,
             weight_decay=bc.weight_decay,
             updates=updates,
         )
         metrics: dict[str, float] = {}
-        for update in trange(updates, desc="learn", unit="update", delay=2, leave=False, disable=None):
+        for _ in trange(updates, desc="learn", unit="update", delay=2, leave=False, disable=None):
             i = torch.randint(len(target), (bc.batch_size,), generator=generator).to(policy.device)
             j = torch.randint(len(label), (bc.batch_size,), generator=generator).to(policy.device)
             expert = {name: value[i] for name, value in expert_obs.items()}
@@ -413,11 +437,7 @@ class Reflection:
                 label[j],
                 reasons and (reasons[0][j], reasons[1][j]),
             )
-            finite(loss, "reflect", update)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            descend(loss)
             self._count(metrics)
         return metrics
 

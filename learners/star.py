@@ -26,10 +26,10 @@ from tqdm import trange
 from headstart.envs.effects import EFFECTS
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets
-from headstart.learners.learner import Fitted, Log, Practice, accept, finite, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, seeded, silent
 from headstart.models.history import hide_past
 from headstart.models.losses import soft_cross_entropy
-from headstart.models.optimizer import adamw
+from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.rationale import RationaleHead, margins
 
@@ -57,10 +57,12 @@ class StarConfig:
 
 
 class Star:
+    """`fit` has the stages above. A policy is fitted in place."""
+
     def __init__(self, policy: HeadstartPolicy, config: StarConfig | None = None, *, seed: int = 0, log: Log = silent):
         self.policy, self.config, self.seed, self.log = policy, config or StarConfig(), seed, log
-        torch.manual_seed(seed)
-        self.head = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
+        with seeded(seed):
+            self.head = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
 
     def loss(
         self, obs: dict[str, Tensor], target: Tensor, weight: Tensor, effect: Tensor, margin: Tensor, kept: Tensor
@@ -99,7 +101,8 @@ class Star:
         metrics, done = imitation.metrics, c.bc.total_updates
         for _ in range(c.rounds):
             effect, margin, kept = self.invent(obs, target, generator)
-            optimizer, schedule = adamw(
+            descend = Descent(
+                "star",
                 [*policy.actor_parameters(), *self.head.parameters()],
                 learning_rate=c.bc.learning_rate,
                 weight_decay=c.bc.weight_decay,
@@ -110,11 +113,7 @@ class Star:
                 batch = {name: value[i] for name, value in obs.items()}
                 batch = hide_past(batch, policy.n_actions, c.bc.hidden_past, c.bc.hidden_actions, generator)
                 loss, metrics = self.loss(batch, target[i], weight[i], effect[i], margin[i], kept[i])
-                finite(loss, "star", done)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+                descend(loss)
                 done += 1
                 if done % 50 == 0:
                     self.log(done, metrics)

@@ -131,8 +131,8 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         **settings: Any,
     ):
         settings.setdefault("features_extractor_class", FrameHistoryExtractor)
-        extractor = settings.setdefault("features_extractor_kwargs", {})
-        extractor.setdefault("n_actions", int(action_space.n))
+        extractor = settings.get("features_extractor_kwargs") or {}
+        settings["features_extractor_kwargs"] = {"n_actions": int(action_space.n), **extractor}
         settings.setdefault("net_arch", {"pi": [64], "vf": [64]})
         settings.setdefault("activation_fn", nn.ReLU)
         super().__init__(observation_space, action_space, lr_schedule, **settings)
@@ -145,11 +145,6 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
     def layout(self) -> Layout:
         """What the bytes of its frames mean."""
         return self.features_extractor.layout  # type: ignore[return-value]
-
-    @property
-    def n_words(self) -> int:
-        """Size of the vocabulary, padding included."""
-        return self.features_extractor.words  # type: ignore[return-value]
 
     @property
     def memory(self) -> int:

@@ -10,8 +10,6 @@ futures are targets in training, and never inputs.
 Legend: B states in a batch, N states, A actions, E classes of effects, D width. Class 0 is "nothing".
 """
 
-from typing import TypeVar
-
 import numpy as np
 import torch
 from einops import rearrange
@@ -23,8 +21,6 @@ from headstart.models.losses import rationale_loss
 __all__ = ["RationaleHead", "margins", "shuffled"]
 
 FLOOR = 1e-4  # of a probability in a margin: how unlikely hopeless actions are is noise
-
-Number = TypeVar("Number", bound=np.number)
 
 
 def margins(label: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -182,6 +182,20 @@ def test_noop_labels_worked_by_hand(env: HeadstartVecEnv) -> None:
     assert label.dtype == np.float32
 
 
+def test_noop_sees_as_much_luck_as_judges_do(cache: Path) -> None:
+    """So it takes as many steps; and what changes half of the time counts half."""
+    obstacles = "MiniGrid-Dynamic-Obstacles-6x6-v0"
+    demos = collect_demos(obstacles, 2, history=2, cache=cache)
+    env = make_vec_env(obstacles, 2, history=2, n_levels=16, cache=cache)
+    once = dataclasses.replace(REFLECT, rounds=1, draws=3)
+    learners = Reflection(fresh_policy(env), once), Noop(fresh_policy(env), NoopConfig(once))
+    steps = [learner.fit(demos, branch(demos), env).env_steps for learner in learners]
+    assert steps[0] == steps[1] > 0
+    noop = imitating(learners[1], np.array([[0.5, 0.3, 0.2]]))
+    noop.drawn = lambda branches, states: iter([tried([[0, 1, 0]]), tried([[0, 2, 3]])])
+    np.testing.assert_allclose(noop.label(tried([[0, 1, 0]]), None), [[0, 0.75, 0.25]], rtol=1e-6)
+
+
 def test_a_random_judge_judges_consequences_with_conviction(
     env: HeadstartVecEnv, branches: Branches, own: tuple[Branches, Simulator]
 ) -> None:

@@ -196,6 +196,28 @@ def test_the_anchor_is_let_go_from_the_actors_start_on(made: Callable[..., PPO],
     assert weight[1:] == pytest.approx([*[0.8] * alone, *falling][:8])
 
 
+@pytest.mark.parametrize("reset", [True, False])
+def test_what_has_been_let_go_stays_let_go(made: Callable[..., PPO], reset: bool) -> None:
+    """In another call of `learn`, whatever that does to the number of steps."""
+    model, weight = made(critic_updates=0, kl_coef=0.8, kl_decay=1.0), []
+    watch = Watch(after=lambda: weight.append(model.kl_coef * model._left(model.kl_decay)))
+    model.learn(2 * ROLLOUT, callback=watch)
+    model.learn(2 * ROLLOUT, callback=watch, reset_num_timesteps=reset)
+    assert weight == pytest.approx([0.8, 0.4, 0.0, 0.0] if reset else [0.8, 0.4, 0.4, 0.2])
+
+
+def test_an_anchor_of_no_duration_holds_nothing(made: Callable[..., PPO]) -> None:
+    model = made(critic_updates=0, kl_decay=0, rehearsal_decay=0)
+    model.learn(ROLLOUT)
+    assert model.logger.name_to_value["rl/kl_coef"] == 0
+
+
+def test_alone_the_critic_learns_three_times_as_fast(made: Callable[..., PPO]) -> None:
+    model, rates = made(critic_updates=1), []
+    model.learn(3 * ROLLOUT, callback=Watch(lambda: rates.append(model.policy.optimizer.param_groups[2]["lr"])))
+    assert rates[1:] == pytest.approx([3e-3, 1e-3])
+
+
 def test_an_update_ends_when_it_has_led_too_far(made: Callable[..., PPO]) -> None:
     """With steps that are far too long; without the limit it goes on and on."""
     batches = {}

@@ -46,6 +46,18 @@ def watched(learner: Preference, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return batches
 
 
+def test_pasts_are_hidden_as_in_imitation(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(SMALL, updates=60, bc=dataclasses.replace(SMALL.bc, hidden_past=0.5))
+    learner = Preference(fresh_policy(env), config)
+    batches = watched(learner, monkeypatch)
+    learner.fit(demos, branches)
+    hidden = np.mean([(obs["actions"] >= 7).all(1).float().mean() for (obs, *_), _ in batches])
+    unhidden = float((demos.obs["actions"] >= 7).all(1).mean())
+    assert hidden == pytest.approx(unhidden + 0.5 * (1 - unhidden), abs=0.1)
+
+
 def test_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     """The expert's action went from 1/4 to 1/2 and the other from 1/2 to 1/4; in the second state nothing moved."""
     learner = Preference(fresh_policy(env), dataclasses.replace(SMALL, beta=0.5))

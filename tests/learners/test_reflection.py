@@ -23,6 +23,7 @@ from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import BC, BCConfig, JudgeConfig, Reflection, ReflectionConfig, SelfLabel, SelfLabelConfig
 from headstart.learners.bc import imitation_targets
+from headstart.learners.reflection import Shown
 from headstart.models.policy import as_tensors
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
@@ -77,7 +78,7 @@ def test_judge_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     learner = Reflection(fresh_policy(env), small(label_smoothing=0.3))
     signs = torch.zeros(2, 3, 1, dtype=torch.bool)
     tried = torch.ones(2, 3, dtype=torch.bool)
-    loss, metrics = learner.judge_loss(with_score(score), {}, future, signs, torch.tensor([0, 1]), tried)
+    loss, metrics = learner.judge_loss(with_score(score), Shown({}, future, signs, torch.tensor([0, 1]), tried))
     right = (-math.log(3 / 8) - math.log(4 / 8)) / 2
     even = (
         -(math.log(1 / 8) + math.log(5 / 8) + math.log(2 / 8) + math.log(3 / 8) + math.log(4 / 8) + math.log(1 / 8)) / 6
@@ -104,7 +105,7 @@ def test_context_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
     learner = Reflection(fresh_policy(env), SMALL)
     tried = torch.ones(4, 3, dtype=torch.bool)
     obs, signs = {**past, "mission": mission}, future[:, :, :1] == 1
-    loss, metrics = learner.context_loss(judge, obs, future, signs, action, tried)  # type: ignore[arg-type]
+    loss, metrics = learner.context_loss(judge, Shown(obs, future, signs, action, tried))  # type: ignore[arg-type]
     assert float(loss) == pytest.approx(-(math.log(1 / 4) + math.log(2 / 7) + math.log(6 / 10)) / 4)
     assert metrics == {
         "reflect/context_loss": pytest.approx(float(loss)),
@@ -124,7 +125,7 @@ def test_judges_learn_whose_outcome_it_is(env: HeadstartVecEnv, branches: Branch
         everything = torch.randperm(2 * len(told), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             shown = learner._batch(learner._shown(told), everything, torch.Generator())
-            accuracy[weight] = learner.context_loss(learner.judges[0], *shown)[1]["reflect/context_accuracy"]
+            accuracy[weight] = learner.context_loss(learner.judges[0], shown)[1]["reflect/context_accuracy"]
     assert accuracy[1.0] > 0.9 > 0.75 > accuracy[0.0], accuracy
 
 
@@ -282,12 +283,12 @@ def test_the_judge_learns_the_experts_futures_by_heart(env: HeadstartVecEnv, bra
     config = dataclasses.replace(small(batch_size=32, learning_rate=3e-3, label_smoothing=0.0), judge=judge)
     learner = imitating(Reflection(fresh_policy(env), config), np.ones(7) / 7)
     parts = *learner.consequences(branches), branches.expert_action, branches.tried
-    whole = [as_tensors(branches.obs, "cpu"), *(torch.as_tensor(part) for part in parts)]
+    whole = Shown(as_tensors(branches.obs, "cpu"), *(torch.as_tensor(part) for part in parts))
     with torch.no_grad():
-        _, before = learner.judge_loss(learner.judges[0], *whole)
+        _, before = learner.judge_loss(learner.judges[0], whole)
     learner.fit_judges(branches)
     with torch.no_grad():
-        _, after = learner.judge_loss(learner.judges[0], *whole)
+        _, after = learner.judge_loss(learner.judges[0], whole)
     assert after["reflect/judge_accuracy"] > 0.9 > before["reflect/judge_accuracy"]
     assert after["reflect/judge_loss"] < 0.3 < before["reflect/judge_loss"]
     label = learner.label(branches, NOBODY)
@@ -370,12 +371,12 @@ def test_judges_see_the_mirror_image_as_often(
     plain, reflected = cases(branches), cases(mirror_branches(branches))
     loss = learner.judge_loss
 
-    def watched(judge: Any, obs: dict[str, Tensor], *parts: Tensor) -> Any:
-        arrays = [part.numpy() for part in (*obs.values(), *parts)]
+    def watched(judge: Any, shown: Shown) -> Any:
+        arrays = [part.numpy() for part in (*shown.obs.values(), *shown[1:])]
         found = [tuple(x.tobytes() for x in case) for case in zip(*arrays, strict=True)]
         assert set(found) <= (plain | reflected if mirror else plain)
         seen.extend(case in plain for case in found)
-        return loss(judge, obs, *parts)
+        return loss(judge, shown)
 
     monkeypatch.setattr(learner, "judge_loss", watched)
     learner.fit_judges(branches)
@@ -555,7 +556,7 @@ def test_disputed_states_are_those_the_judges_disagree_about(
     assert len(tried) == 6  # twice as many
     assert (tried.tried.sum(1) <= 2).all()
     assert learner.env_steps == tried.env_steps == tried.tried.sum()
-    doubt = (np.arange(6)[:, None] * np.arange(7) * tried.tried).sum(1) * (tried.tried.sum(1) > 0)
+    doubt = (np.arange(6)[:, None] * np.arange(7) * tried.tried).sum(1)
     assert doubt[chosen].min() >= np.delete(doubt, chosen).max()
 
 
@@ -633,7 +634,7 @@ def test_judge_loss_of_some_actions_worked_by_hand(env: HeadstartVecEnv) -> None
     learner = Reflection(fresh_policy(env), small(label_smoothing=0.3))
     tried = torch.tensor([[True, True, False, True]])
     signs = torch.zeros(1, 4, 1, dtype=torch.bool)
-    loss, metrics = learner.judge_loss(with_score(score), {}, future, signs, torch.tensor([0]), tried)
+    loss, metrics = learner.judge_loss(with_score(score), Shown({}, future, signs, torch.tensor([0]), tried))
     even = -(math.log(1 / 8) + math.log(5 / 8) + math.log(2 / 8)) / 3
     assert float(loss) == pytest.approx(-0.7 * math.log(1 / 8) + 0.3 * even)
     assert metrics["reflect/judge_accuracy"] == 0.0
@@ -736,13 +737,88 @@ def test_walks_may_be_left_out(env: HeadstartVecEnv, demos: Demos, branches: Bra
     assert fitted.updates == 3 + 2 * 4
 
 
+def test_without_rounds_it_learns_from_walks(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    config = dataclasses.replace(SMALL, rounds=0)
+    learner = Reflection(fresh_policy(env), config)
+    own = practised(learner, demos, branches, env)
+    assert len(own) == 1
+    assert learner.updates == config.total_updates == 3 + 2 * 4 + SMALL.round_updates
+    with pytest.raises(UsageError, match="a walk has at least one step"):
+        Reflection(fresh_policy(env), dataclasses.replace(SMALL, walk_steps=0))
+
+
+def test_walks_that_all_end_at_once_are_no_states(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    """Of demonstrations of one step before a limit of one step."""
+    start = np.cumsum(demos.length) - demos.length
+    first = dataclasses.replace(
+        demos,
+        horizon=1,
+        length=np.ones_like(demos.length),
+        action=demos.action[start],
+        state_hash=demos.state_hash[start],
+        obs={name: value[start] for name, value in demos.obs.items()},
+    )
+    learner = Reflection(fresh_policy(env), SMALL)
+    own = practised(learner, first, branch(first), env)
+    assert len(own) == SMALL.rounds  # nothing around the demonstrations
+
+
+def test_a_second_fit_says_what_it_has_cost_itself(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, rounds=0))
+    once, again = (learner.fit(demos, branches, env) for _ in range(2))
+    assert (once.updates, once.env_steps) == (again.updates, again.env_steps)
+
+
+def test_judges_learn_from_every_draw_with_pasts_hidden(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    obstacles = "MiniGrid-Dynamic-Obstacles-6x6-v0"
+    demos = collect_demos(obstacles, 2, history=2, cache=cache)
+    env = make_vec_env(obstacles, 2, history=2, n_levels=16, cache=cache)
+    config = dataclasses.replace(small(hidden_past=0.5, mirror=False), draws=4, rounds=0)
+    config = dataclasses.replace(config, judge=dataclasses.replace(SMALL.judge, updates=60))
+    learner, hidden, futures = Reflection(fresh_policy(env), config), [], set()
+    loss = learner.judge_loss
+
+    def watched(judge: Any, shown: Shown) -> Any:
+        hidden.extend((shown.obs["actions"] >= 3).all(1).tolist())
+        futures.update(future.numpy().tobytes() for future in shown.future)
+        return loss(judge, shown)
+
+    monkeypatch.setattr(learner, "judge_loss", watched)
+    branches = branch(demos)
+    learner.fit(demos, branches, env)
+    first = {future.tobytes() for future in branches.future[:, :, 0]}
+    assert len(futures) > 1.5 * len(first)
+    unhidden = float((demos.obs["actions"] >= 3).all(1).mean())
+    assert np.mean(hidden) == pytest.approx(unhidden + 0.5 * (1 - unhidden), abs=0.1)
+
+
+def test_where_luck_and_k_meet_only_what_was_tried_counts(env: HeadstartVecEnv, demos: Demos) -> None:
+    """Two draws, of which the second has tried another action: each action's score is the mean of its own tries."""
+    learner = imitating(Reflection(fresh_policy(env), SMALL), np.ones(7) / 7)
+    some = branch(demos.take(np.array([0])))
+    tried = np.zeros((2, *some.tried.shape), np.bool_)
+    tried[0][:, :2], tried[1][:, 1:3] = True, True
+    parts = [dataclasses.replace(some, tried=one) for one in tried]
+    score = np.where(tried, np.float32(-1.0), -np.inf)
+    score[1][:, 1] = -3.0
+    learner.drawn = lambda branches, states: iter(parts)  # type: ignore[method-assign]
+    learner.judgement = lambda one: score[0] if one is parts[0] else score[1]  # type: ignore[method-assign]
+    label = learner.label(dataclasses.replace(some, tried=tried.any(0)), NOBODY)
+    weight, temperature = SMALL.judge.weight, SMALL.judge.temperature
+    expected = np.exp(np.array([-1.0, -2.0, -1.0]) * weight / temperature)
+    np.testing.assert_allclose(label[0, :3], expected / expected.sum(), rtol=1e-5)
+    assert (label[:, 3:] == 0).all()
+
+
 def test_the_seed_decides(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     outcomes = []
     for noise, seed in ((0, 1), (5, 1), (0, 2)):
-        policy = fresh_policy(env)
+        learner = Reflection(fresh_policy(env), SMALL, seed=seed)
         torch.manual_seed(noise)
-        fitted = Reflection(policy, SMALL, seed=seed).fit(demos, branches, env)
-        outcomes.append((weights(policy), fitted))
+        theirs = torch.get_rng_state()
+        fitted = learner.fit(demos, branches, env)
+        assert torch.equal(torch.get_rng_state(), theirs)  # the user's random numbers are their own
+        outcomes.append((weights(learner.policy), fitted))
     assert equal(outcomes[0][0], outcomes[1][0])
     assert outcomes[0][1] == outcomes[1][1]
     assert not equal(outcomes[0][0], outcomes[2][0])

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.models.optimizer import adamw
+from headstart.envs.errors import Diverged
+from headstart.models.optimizer import Descent
 
 
 def rates(updates: int, warm_up: int) -> list[float]:
     weight = nn.Parameter(torch.zeros(1))
-    optimizer, schedule = adamw([weight], learning_rate=0.2, weight_decay=0.0, updates=updates, warm_up=warm_up)
+    descend = Descent("a test", [weight], learning_rate=0.2, weight_decay=0.0, updates=updates, warm_up=warm_up)
     seen = []
     for _ in range(updates + 3):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
+        seen.append(descend.optimizer.param_groups[0]["lr"])
+        descend((weight**2).sum())
     return seen
 
 
@@ -35,7 +35,16 @@ def test_the_rate_never_rises_again() -> None:
 
 def test_weights_decay_without_a_gradient() -> None:
     weight = nn.Parameter(torch.tensor([2.0]))
-    optimizer, _ = adamw([weight], learning_rate=0.1, weight_decay=0.5, updates=100, warm_up=1)
-    weight.grad = torch.zeros(1)
-    optimizer.step()
+    descend = Descent("a test", [weight], learning_rate=0.1, weight_decay=0.5, updates=100, warm_up=1)
+    descend((0 * weight).sum())
     assert float(weight.detach()) == pytest.approx(2.0 * (1 - 0.1 * 0.5))
+
+
+def test_a_loss_that_is_no_number_is_named_before_it_does_harm() -> None:
+    weight = nn.Parameter(torch.tensor([2.0]))
+    descend = Descent("a test", [weight], learning_rate=0.1, weight_decay=0.5, updates=100)
+    descend(weight.sum())
+    before = weight.detach().clone()
+    with pytest.raises(Diverged, match=r"a test: the loss is nan at update 1. Lower the learning rate"):
+        descend((weight * float("nan")).sum())
+    assert torch.equal(weight, before)

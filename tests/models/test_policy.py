@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headstart.models import encoders, policy
 from headstart.models.history import hide_past
-from headstart.models.optimizer import adamw
+from headstart.models.optimizer import Descent
 from headstart.models.policy import FrameHistoryExtractor, HeadstartPolicy
 
 A, HISTORY, L, WORDS = 7, 3, 5, 20
@@ -260,7 +260,7 @@ def train(made: HeadstartPolicy, obs: dict[str, np.ndarray], optimizer: torch.op
 
 ADAMW: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.0, "updates": 99}
 CHANGES: dict[str, Callable[[HeadstartPolicy, dict[str, np.ndarray]], Any]] = {
-    "learners'": lambda made, obs: train(made, obs, adamw(made.parameters(), **ADAMW)[0]),
+    "learners'": lambda made, obs: train(made, obs, Descent("a test", made.parameters(), **ADAMW).optimizer),
     "SGD": lambda made, obs: train(made, obs, torch.optim.SGD(made.parameters(), lr=0.1)),
     "weights of another": lambda made, obs: made.load_weights(made_policy(seed=7).weights()),
     "vector": lambda made, obs: made.load_from_vector(1.0 - made.parameters_to_vector()),
@@ -338,3 +338,12 @@ def test_stable_baselines_can_act_with_it() -> None:
     np.testing.assert_equal(action, made.probabilities(obs).argmax(1))
     alone, _ = made.predict({name: value[3] for name, value in obs.items()}, deterministic=True)
     assert int(alone) == action[3]
+
+
+def test_a_users_settings_stay_as_they_are() -> None:
+    """One dictionary may serve policies of several environments."""
+    settings: dict[str, Any] = {"features_extractor_kwargs": {"width": 16}}
+    for n in (3, 7):
+        made = HeadstartPolicy(space(), spaces.Discrete(n), lambda _: 1e-3, **settings)
+        assert made.features_extractor.n_actions == n
+    assert settings == {"features_extractor_kwargs": {"width": 16}}
