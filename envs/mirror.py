@@ -29,7 +29,7 @@ from headstart.envs.missions import IDS, VOCABULARY
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches
 
-__all__ = ["mirror_action", "mirror_branches", "mirror_frame", "mirror_obs"]
+__all__ = ["mirror_action", "mirror_branches", "mirror_frame", "mirror_obs", "with_mirror_image"]
 
 # Cell (i, j) of the view is at i * VIEW + j, and i counts from the agent's left to its right.
 PLACES = np.append(np.arange(VIEW * VIEW).reshape(VIEW, VIEW)[::-1].reshape(-1), FRAME - 1)
@@ -68,6 +68,12 @@ def mirror_obs(obs: Obs) -> Obs:
         "actions": mirror_action(obs["actions"]),
         "mission": WORDS[obs["mission"]],
     }
+
+
+def with_mirror_image(obs: Obs) -> Obs:
+    """Observations (2 N, ...): those given (N, ...), then their mirror image."""
+    mirrored = mirror_obs(obs)
+    return {name: np.concatenate([value, mirrored[name]]) for name, value in obs.items()}
 
 
 def mirror_branches(branches: Branches) -> Branches:

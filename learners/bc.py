@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from headstart.envs.errors import DataError
-from headstart.envs.mirror import mirror_action, mirror_branches, mirror_obs
+from headstart.envs.mirror import mirror_action, mirror_branches, with_mirror_image
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, silent
 from headstart.models.encoders import distinct_rows
@@ -68,9 +68,7 @@ def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> Le
     """What the policy can tell apart in the expert's states: the share of each action there, and how many they are."""
     obs, action = demos.obs, demos.action
     if mirror and policy.layout.grid:
-        reflected = mirror_obs(obs)
-        obs = {name: np.concatenate([value, reflected[name]]) for name, value in obs.items()}
-        action = np.concatenate([action, mirror_action(action)])
+        obs, action = with_mirror_image(obs), np.concatenate([action, mirror_action(action)])
     parts = policy.read(as_tensors(obs, "cpu"))
     rows, place = distinct_rows(torch.cat([part.flatten(1) for part in parts], dim=1))
     first = np.empty(len(rows), np.int64)

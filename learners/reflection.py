@@ -39,7 +39,7 @@ from headstart.envs import collect
 from headstart.envs.collect import Alternatives
 from headstart.envs.effects import EFFECTS, effects, explain
 from headstart.envs.errors import DataError, UsageError
-from headstart.envs.mirror import mirror_action, mirror_obs
+from headstart.envs.mirror import mirror_action, with_mirror_image
 from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets, with_mirrored
@@ -410,8 +410,7 @@ class Reflection:
         label = np.concatenate(labels)
         self.lessons = Lessons(own_obs, label, np.ones(len(label), np.float32))
         if bc.mirror and policy.layout.grid:
-            mirrored = mirror_obs(own_obs)
-            own_obs = {name: np.concatenate([value, mirrored[name]]) for name, value in own_obs.items()}
+            own_obs = with_mirror_image(own_obs)
             label = np.concatenate([label, label[:, mirror_action(np.arange(policy.n_actions))]])
         reasons = self._rationales(own, labels) if self.config.rationale_weight else None
         expert_obs, own_obs = as_tensors(expert_obs, policy.device), as_tensors(own_obs, policy.device)
