@@ -10,6 +10,7 @@ again, and every observation is compared. A record that cannot be played again i
 Legend: E episodes, N steps of all of them, F bytes of a frame, T = history + 1 frames.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -20,7 +21,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from headstart.envs import collect
-from headstart.envs.episode import Episode, ForkMode, MakeEnv, Success, env_name, make
+from headstart.envs.episode import Episode, ForkMode, MakeEnv, Success, env_name, make, make_new
 from headstart.envs.errors import DataError, EnvironmentFailed, HeadstartError, UsageError
 from headstart.envs.fork import succeeded
 from headstart.envs.frames import FrameReader
@@ -66,7 +67,7 @@ def demonstrate(
     says which ends are a success; with ``only_successes`` others are dropped and counted. The rest is as in `Task.of`.
     Raises EnvironmentFailed if the environment cannot be forked, and DataError if it hardly ever succeeds.
     """
-    env = make(make_env)
+    env = make_new(make_env)
     if episodes < 1:
         raise DataError(f"{env_name(env)}: {episodes} demonstrations were asked for. Ask for at least one.")
     limit = horizon or (env.spec.max_episode_steps if env.spec else None) or 0
@@ -289,14 +290,14 @@ def to_minari(demos: Demos, dataset_id: str, **about: Any) -> "MinariDataset":
     buffers, first = [], 0
     for i, (seed, length) in enumerate(zip(demos.seed.tolist(), demos.length.tolist(), strict=True)):
         episode = Episode(make_env, seed)
-        observations, ended = [episode.obs], []
+        observations, ended = [copy.deepcopy(episode.obs)], []  # an environment may show the same array again
         for step in range(first, first + length):
             if demos.exact is not None:
                 action = demos.exact[step]
             else:
                 action = task.choices.action(int(demos.action[step])) if task else int(demos.action[step])
             episode.step(action)
-            observations.append(episode.obs)
+            observations.append(copy.deepcopy(episode.obs))
             ended.append((episode.terminated, episode.truncated))
         if not episode.ended:  # our step limit came first
             ended[-1] = (False, True)

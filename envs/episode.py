@@ -11,7 +11,7 @@ import gymnasium
 
 from headstart.envs.errors import EnvironmentFailed, UsageError
 
-__all__ = ["MODES", "Episode", "ForkMode", "MakeEnv", "Outcome", "Success", "env_name", "make"]
+__all__ = ["MODES", "Episode", "ForkMode", "MakeEnv", "Outcome", "Success", "env_name", "make", "make_new"]
 
 MakeEnv = Callable[[], gymnasium.Env]
 ForkMode = Literal["deepcopy", "pickle", "replay"]
@@ -68,14 +68,15 @@ class Episode:
         return self.terminated or self.truncated
 
     def step(self, action: Any) -> None:
+        """Take an action; kept is a copy, as policies and environments may write into theirs later."""
         self._pickled = None
         try:
-            self.obs, self.reward, terminated, truncated, self.info = self.env.step(action)
+            self.obs, self.reward, terminated, truncated, self.info = self.env.step(copy.deepcopy(action))
+            self.terminated, self.truncated = bool(terminated), bool(truncated)
         except Exception as error:
             raise self.failed(f"step({action})", error) from error
-        self.actions.append(action)
+        self.actions.append(copy.deepcopy(action))
         self.rewards.append(self.reward)
-        self.terminated, self.truncated = bool(terminated), bool(truncated)
 
     def fork(self, mode: ForkMode) -> "Episode":
         """Another environment in the same state. Raises whatever the environment raises when it is copied."""
@@ -123,6 +124,16 @@ def make(make_env: MakeEnv) -> gymnasium.Env:
         raise UsageError(
             f"make_env() returned a {type(env).__name__}, not a gymnasium.Env: "
             "give a function without arguments that returns a new environment."
+        )
+    return env
+
+
+def make_new(make_env: MakeEnv) -> gymnasium.Env:
+    """What `make` makes. Raises UsageError if it is the same environment each time: all episodes would be one."""
+    env = make(make_env)
+    if env.unwrapped is make(make_env).unwrapped:
+        raise UsageError(
+            f"{env_name(env)}: make_env() returns the same environment each time. Give a function that makes a new one."
         )
     return env
 

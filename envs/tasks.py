@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.envs.episode import ForkMode, MakeEnv, Success, env_name, make
+from headstart.envs.episode import ForkMode, MakeEnv, Success, env_name, make_new
 from headstart.envs.errors import UsageError
 from headstart.envs.fork import CopiedStates, choose_fork_mode
 from headstart.envs.frames import FrameReader
@@ -67,7 +67,7 @@ class Task:
         actions of an expert, from which actions in a Box get a codebook of ``codes``. Raises UsageError naming what
         cannot be used, and EnvironmentFailed if the environment cannot be forked.
         """
-        env = make(make_env)
+        env = make_new(make_env)
         name = env_name(env)
         reader = FrameReader(env, mission_length)
         choices = Choices.of(env.action_space, taken, codes=codes, seed=seed, name=name)

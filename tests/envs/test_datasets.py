@@ -167,6 +167,26 @@ def test_bad_observations_are_named(demos: Demos) -> None:
         Demos(**{**vars(demos), "obs": obs})
 
 
+def test_an_expert_and_an_environment_may_write_into_their_arrays_again() -> None:
+    action = np.zeros(1, np.float32)
+
+    def reuses(obs: Any) -> Any:
+        action[:] = expert(obs)
+        return action
+
+    class Reuses(Reach):
+        def step(self, action: Any):
+            result = super().step(action)
+            action[:] = 7
+            return result
+
+    ours, theirs = (demonstrate(Reach, policy, 3, horizon=20, mode="deepcopy") for policy in (expert, reuses))
+    own = demonstrate(Reuses, reuses, 3, horizon=20, mode="deepcopy")
+    assert len(np.unique(np.asarray(ours.exact))) > 1
+    np.testing.assert_array_equal(theirs.exact, ours.exact)
+    np.testing.assert_array_equal(own.exact, ours.exact)
+
+
 def test_none_is_too_few() -> None:
     with pytest.raises(DataError, match="0 demonstrations were asked for"):
         demonstrate(Reach, expert, 0, horizon=5)
@@ -222,6 +242,20 @@ def test_there_and_back() -> None:
     assert len(from_minari("headstart/reach-v0", Reach, episodes=2).length) == 2
     with pytest.raises(UsageError, match="Give make_env"):
         from_minari("headstart/reach-v0")
+
+
+def test_an_environment_that_shows_the_same_array_again_is_written_as_it_was() -> None:
+    class Same(Reach):
+        def look(self):
+            self.shown = getattr(self, "shown", np.zeros(1, np.float32))
+            self.shown[:] = self.at
+            return {"at": self.shown, "goal": self.goal}
+
+    demos = demonstrate(Same, expert, 2, horizon=20, mode="deepcopy")
+    record = to_minari(demos, "headstart/same-v0", **ABOUT)[0]
+    seen = demos.layout.features(demos.obs["frames"][:, -1])[: demos.length[0], 0]
+    assert len(np.unique(seen)) > 1
+    np.testing.assert_array_equal(record.observations["at"][:-1, 0], seen)
 
 
 @pytest.mark.slow

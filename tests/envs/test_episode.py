@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from headstart.envs.episode import MODES, Episode, ForkMode, env_name, make
+from headstart.envs.episode import MODES, Episode, ForkMode, env_name, make, make_new
 from headstart.envs.errors import EnvironmentFailed, UsageError
 
 
@@ -45,3 +45,11 @@ def test_what_makes_no_environment_is_refused() -> None:
         make(lambda: "CartPole-v1")  # type: ignore[arg-type,return-value]
     with pytest.raises(EnvironmentFailed, match=r"make_env\(\) raised ZeroDivisionError"):
         make(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+
+
+def test_one_environment_for_all_episodes_is_refused() -> None:
+    one = gymnasium.make("FrozenLake-v1").unwrapped
+    assert make_new(frozen_lake).unwrapped is not one
+    for make_env in (lambda: one, lambda: gymnasium.wrappers.TimeLimit(one, 5)):
+        with pytest.raises(UsageError, match=r"FrozenLake-v1: make_env\(\) returns the same environment each time\. Give"):
+            make_new(make_env)
