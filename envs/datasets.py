@@ -28,7 +28,7 @@ from headstart.envs.frames import FrameReader
 from headstart.envs.levels import import_level
 from headstart.envs.simulator import Obs
 from headstart.envs.spaces import CODES, is_text
-from headstart.envs.tasks import SEEDS, Task
+from headstart.envs.tasks import SEEDS, Task, step_limit
 from headstart.envs.transitions import Demos
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def demonstrate(
     env = make_new(make_env)
     if episodes < 1:
         raise DataError(f"{env_name(env)}: {episodes} demonstrations were asked for. Ask for at least one.")
-    limit = horizon or (env.spec.max_episode_steps if env.spec else None) or 0
+    limit = step_limit(env, horizon)
     act = _actor(policy)
     rng = np.random.default_rng([seed, 0xDE])
     kept: list[Episode] = []
@@ -82,7 +82,7 @@ def demonstrate(
                 f"{episodes} were asked for. Ask for fewer, or give a better policy."
             )
         episode = Episode(make_env, int(rng.integers(SEEDS)))
-        while not episode.ended and len(episode.actions) < (limit or np.inf):
+        while not episode.ended and len(episode.actions) < limit:
             episode.step(act(episode.obs))
         if only_successes and not succeeded(episode, success):
             dropped += 1

@@ -11,6 +11,7 @@ Legend: N levels.
 import dataclasses
 from dataclasses import dataclass
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +21,7 @@ from headstart.envs.fork import CopiedStates, choose_fork_mode
 from headstart.envs.frames import FrameReader
 from headstart.envs.spaces import CODES, Choices, Layout
 
-__all__ = ["SPLITS", "Task", "TaskLevels"]
+__all__ = ["SPLITS", "Task", "TaskLevels", "step_limit"]
 
 SPLITS = ("train", "validation", "test")
 SEEDS = 2**29  # of each split, one after the other
@@ -62,7 +63,7 @@ class Task:
     ) -> "Task":
         """What ``make_env()`` makes.
 
-        ``horizon`` defaults to the limit with which the environment is registered. ``mode`` defaults to what
+        ``horizon`` defaults to the environment's own step limit. ``mode`` defaults to what
         `choose_fork_mode` finds to be exact and fast, which takes it some thousand steps. ``taken`` (N, ...) are the
         actions of an expert, from which actions in a Box get a codebook of ``codes``. Raises UsageError naming what
         cannot be used, and EnvironmentFailed if the environment cannot be forked.
@@ -71,9 +72,7 @@ class Task:
         name = env_name(env)
         reader = FrameReader(env, mission_length)
         choices = Choices.of(env.action_space, taken, codes=codes, seed=seed, name=name)
-        limit = horizon or (env.spec.max_episode_steps if env.spec else None)
-        if not limit or limit < 1:
-            raise UsageError(f"{name}: it has no step limit of its own. Give horizon, the most steps of an episode.")
+        limit = step_limit(env, horizon)
         mode = mode or choose_fork_mode(make_env, seed=seed).mode
         return cls(name, make_env, mode, choices, reader, reader.layout, limit, success)
 
@@ -92,6 +91,20 @@ class Task:
         if split not in SPLITS or n < 1:
             raise UsageError(f"{self.name}: {n} levels of {split!r}: give at least one, of {', '.join(SPLITS)}.")
         return TaskLevels(self, SPLITS.index(split) * SEEDS + np.arange(n))
+
+
+def step_limit(env: gymnasium.Env, horizon: int | None = None) -> int:
+    """``horizon``, or the step limit of the environment itself. Raises UsageError if there is none."""
+    name = env_name(env)
+    if horizon is not None and horizon < 1:
+        raise UsageError(f"{name}: horizon={horizon}. Give at least one step, or None for the environment's own limit.")
+    own = env.spec.max_episode_steps if env.spec else None
+    if own is None and env.has_wrapper_attr("_max_episode_steps"):  # TimeLimit's, around what has no spec
+        own = env.get_wrapper_attr("_max_episode_steps")
+    limit = horizon or own
+    if not limit:
+        raise UsageError(f"{name}: it has no step limit of its own. Give horizon, the most steps of an episode.")
+    return limit
 
 
 @dataclass(frozen=True)

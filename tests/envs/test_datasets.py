@@ -193,8 +193,21 @@ def test_none_is_too_few() -> None:
 
 
 def test_a_step_limit_is_needed() -> None:
+    def never(obs: Any) -> Any:
+        raise AssertionError("it was asked before there is a limit, and would be asked forever")
+
     with pytest.raises(UsageError, match="Give horizon"):
-        demonstrate(Pairs, two_legs, 1)
+        demonstrate(Pairs, never, 1)
+    with pytest.raises(UsageError, match=r"Pairs: horizon=0\. Give at least one step"):
+        demonstrate(Pairs, never, 1, horizon=0)
+
+
+def test_the_limit_of_a_wrapper_is_the_environments_own() -> None:
+    def limited() -> gymnasium.Env:
+        return gymnasium.wrappers.TimeLimit(Pairs(), 15)
+
+    assert demonstrate(limited, two_legs, 1, mode="deepcopy").horizon == 15
+    assert demonstrate(limited, two_legs, 1, horizon=9, mode="deepcopy").horizon == 9
 
 
 # ---- files ----
