@@ -56,6 +56,8 @@ class Episode:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
                 self.obs, self.info = self.env.reset(seed=seed)
+            if not isinstance(self.info, dict):
+                raise TypeError(f"it has to return an observation and a dict, not a {type(self.info).__name__}")
         except Exception as error:
             raise self.failed("reset()", error) from error
 

@@ -79,7 +79,10 @@ class Layout:
         Raises UsageError naming what no frame can hold.
         """
         parts = tuple(_part(name, path, entry) for path, entry in entries(space))
-        return cls(sum(part.n_bytes for part in parts), parts)
+        width = sum(part.n_bytes for part in parts)
+        if not width:
+            raise UsageError(f"{name}: its observation {space} holds no numbers. Use a wrapper that adds what is seen.")
+        return cls(width, parts)
 
     @property
     def seen(self) -> int:

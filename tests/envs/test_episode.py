@@ -1,5 +1,7 @@
 """Episodes: forks that live alone, and failures that say where."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -39,6 +41,23 @@ def test_a_failure_says_where() -> None:
     )
 
 
+def test_what_is_not_gymnasiums_interface_is_named() -> None:
+    class Arrays(gymnasium.Wrapper):
+        def step(self, action: Any):
+            return self.env.step(action)[0], 0.0, np.zeros(2), False, {}
+
+    class Old(gymnasium.Wrapper):
+        def reset(self, **settings: Any):
+            return np.zeros(2)
+
+    with pytest.raises(EnvironmentFailed, match=r"FrozenLake-v1: step\(1\) failed .* step 0: ValueError: .* ambiguous"):
+        Episode(lambda: Arrays(frozen_lake()), 0).step(1)
+    with pytest.raises(
+        EnvironmentFailed, match=r"FrozenLake-v1: reset\(\) failed .* it has to return an observation and"
+    ):
+        Episode(lambda: Old(frozen_lake()), 0)
+
+
 def test_what_makes_no_environment_is_refused() -> None:
     assert env_name(make(frozen_lake)) == "FrozenLake-v1"
     with pytest.raises(UsageError, match=r"make_env\(\) returned a str, not a gymnasium.Env"):
@@ -51,5 +70,7 @@ def test_one_environment_for_all_episodes_is_refused() -> None:
     one = gymnasium.make("FrozenLake-v1").unwrapped
     assert make_new(frozen_lake).unwrapped is not one
     for make_env in (lambda: one, lambda: gymnasium.wrappers.TimeLimit(one, 5)):
-        with pytest.raises(UsageError, match=r"FrozenLake-v1: make_env\(\) returns the same environment each time\. Give"):
+        with pytest.raises(
+            UsageError, match=r"FrozenLake-v1: make_env\(\) returns the same environment each time\. Give"
+        ):
             make_new(make_env)
