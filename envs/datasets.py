@@ -27,7 +27,7 @@ from headstart.envs.fork import succeeded
 from headstart.envs.frames import FrameReader
 from headstart.envs.levels import import_level
 from headstart.envs.simulator import Obs
-from headstart.envs.spaces import CODES, is_text
+from headstart.envs.spaces import CODES, Choices, is_action, is_text
 from headstart.envs.tasks import SEEDS, Task, step_limit
 from headstart.envs.transitions import Demos
 
@@ -70,7 +70,9 @@ def demonstrate(
     env = make_new(make_env)
     if episodes < 1:
         raise DataError(f"{env_name(env)}: {episodes} demonstrations were asked for. Ask for at least one.")
-    limit = step_limit(env, horizon)
+    name, space, limit = env_name(env), env.action_space, step_limit(env, horizon)
+    if not isinstance(space, spaces.Box):
+        Choices.of(space, name=name)  # says no before anything is played
     act = _actor(policy)
     rng = np.random.default_rng([seed, 0xDE])
     kept: list[Episode] = []
@@ -78,12 +80,18 @@ def demonstrate(
     while len(kept) < episodes:
         if len(kept) + dropped >= TRIES * episodes:
             raise DataError(
-                f"{env_name(env)}: only {len(kept)} of {TRIES * episodes} episodes of this policy succeeded, and "
+                f"{name}: only {len(kept)} of {TRIES * episodes} episodes of this policy succeeded, and "
                 f"{episodes} were asked for. Ask for fewer, or give a better policy."
             )
         episode = Episode(make_env, int(rng.integers(SEEDS)))
         while not episode.ended and len(episode.actions) < limit:
-            episode.step(act(episode.obs))
+            action = act(episode.obs)
+            if not is_action(space, action):
+                raise DataError(
+                    f"{name}: the policy gave {action!r}, which is none of {space}, for demonstration {len(kept)}, "
+                    f"{episode.where()}. Give actions of that space."
+                )
+            episode.step(action)
         if only_successes and not succeeded(episode, success):
             dropped += 1
         else:

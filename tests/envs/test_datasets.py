@@ -187,6 +187,30 @@ def test_an_expert_and_an_environment_may_write_into_their_arrays_again() -> Non
     np.testing.assert_array_equal(own.exact, ours.exact)
 
 
+@pytest.mark.parametrize(
+    ("make_env", "wrong"),
+    [
+        (Reach, np.zeros(2, np.float32)),
+        (Reach, np.array([np.nan], np.float32)),
+        (Reach, [[0.0], [0.0, 1.0]]),
+        (Reach, None),
+        (Pairs, np.array([0, 2])),
+        (Pairs, np.array([0, 0.5])),
+    ],
+)
+def test_what_is_no_action_is_named_with_its_demonstration_and_step(make_env: Any, wrong: Any) -> None:
+    asked = iter(range(99))
+    good = np.zeros(1, np.float32) if make_env is Reach else np.zeros(2, np.int64)
+    where = r"for demonstration 1, in the episode of seed \d+, step 2 after"
+    with pytest.raises(DataError, match=rf"(?s){make_env.__name__}: the policy gave .*, which is none of .*, {where}"):
+        demonstrate(make_env, lambda obs: wrong if next(asked) == 7 else good, 2, horizon=5)
+
+
+def test_an_expert_may_answer_with_a_truth() -> None:
+    demos = demonstrate(lambda: gymnasium.make("CartPole-v1"), lambda obs: obs[2] > 0, 1, horizon=9, mode="deepcopy")
+    assert set(demos.action) <= {0, 1}
+
+
 def test_none_is_too_few() -> None:
     with pytest.raises(DataError, match="0 demonstrations were asked for"):
         demonstrate(Reach, expert, 0, horizon=5)

@@ -52,9 +52,7 @@ def test_what_is_not_gymnasiums_interface_is_named() -> None:
 
     with pytest.raises(EnvironmentFailed, match=r"FrozenLake-v1: step\(1\) failed .* step 0: ValueError: .* ambiguous"):
         Episode(lambda: Arrays(frozen_lake()), 0).step(1)
-    with pytest.raises(
-        EnvironmentFailed, match=r"FrozenLake-v1: reset\(\) failed .* it has to return an observation and"
-    ):
+    with pytest.raises(EnvironmentFailed, match=r"FrozenLake-v1: reset\(\) failed .* it has to return an obs"):
         Episode(lambda: Old(frozen_lake()), 0)
 
 
@@ -70,7 +68,5 @@ def test_one_environment_for_all_episodes_is_refused() -> None:
     one = gymnasium.make("FrozenLake-v1").unwrapped
     assert make_new(frozen_lake).unwrapped is not one
     for make_env in (lambda: one, lambda: gymnasium.wrappers.TimeLimit(one, 5)):
-        with pytest.raises(
-            UsageError, match=r"FrozenLake-v1: make_env\(\) returns the same environment each time\. Give"
-        ):
+        with pytest.raises(UsageError, match=r"FrozenLake-v1: make_env\(\) returns the same environment each"):
             make_new(make_env)
