@@ -361,8 +361,12 @@ class CopiedStates:
         return self._hash.copy()
 
     def reward(self) -> NDArray[np.float64]:
-        """(N,) reward of the last step. This is the only place where states look at a reward."""
-        return np.array([_reward(episode) for episode in self._episodes], np.float64)
+        """(N,) reward of the last step, which must be finite. This is the only place where states look at a reward."""
+        reward = np.array([_reward(episode) for episode in self._episodes], np.float64)
+        if not np.isfinite(reward).all():
+            i = int(np.flatnonzero(~np.isfinite(reward))[0])
+            raise self._episodes[i].failed("reading the reward", f"it is {reward[i]}")
+        return reward
 
     def success(self) -> NDArray[np.bool_]:
         """(N,) whether the episode has ended in success.
