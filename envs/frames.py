@@ -121,5 +121,5 @@ def _mission_length(env: gymnasium.Env) -> int:
         return missions.mission_length(env.unwrapped.spec.id)
     raise UsageError(
         f"{env_name(env)}: how long its missions can be is unknown, as it was not made by gymnasium.make(). "
-        "Register it (gymnasium.register), or give mission_length, the words in its longest mission."
+        "Give mission_length, the words in its longest mission."
     )

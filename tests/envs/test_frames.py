@@ -78,7 +78,7 @@ def test_observations_that_do_not_fit_are_refused():
     mission = spaces.Dict({"mission": spaces.Text(50), "x": spaces.Discrete(2)})
     with pytest.raises(DataError, match="xyzzy"):
         read(mission, {"mission": "xyzzy", "x": 0}, 5)
-    with pytest.raises(UsageError, match="give mission_length"):
+    with pytest.raises(UsageError, match="Give mission_length"):
         read(mission, {"mission": "go", "x": 0})
 
 
