@@ -119,7 +119,7 @@ def test_observations_of_another_structure_are_named(space: spaces.Space, value:
 
 def test_spaces_in_which_nothing_is_seen_are_refused():
     for space in (spaces.Box(0, 1, (0,), np.float32), spaces.Dict({}), spaces.Dict({"mission": spaces.Text(9)})):
-        with pytest.raises(UsageError, match="Shows: its observation .* holds no numbers"):
+        with pytest.raises(UsageError, match=r"Shows: its observation .* holds no numbers"):
             FrameReader(Shows(space, None), mission_length=2)
 
 
