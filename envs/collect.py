@@ -27,7 +27,7 @@ from headstart.envs.instructions import altered
 from headstart.envs.levels import export_level
 from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, States, uniform_actor
 from headstart.envs.spaces import Choices
-from headstart.envs.tasks import Task, TaskLevels
+from headstart.envs.tasks import Task, TaskLevels, check_numbers
 from headstart.envs.transitions import Branches, Demos
 
 __all__ = ["branch", "collect_demos", "evaluate", "load_demos", "play", "practise", "replay", "save_demos"]
@@ -69,6 +69,7 @@ def collect_demos(
     """
     if episodes < 1:
         raise DataError(f"{env_id}: {episodes} demonstrations were asked for. Ask for at least one.")
+    check_numbers(env_id, seed, history, horizon)
     expert = expert_for(env_id)
     candidates = bank(env_id, split, max(1024, 4 * episodes), cache=cache)
     order = np.random.default_rng([seed, 0xDE]).permutation(len(candidates))
@@ -176,11 +177,15 @@ def replay(demos: Demos) -> Simulator:
     if len(wrong):
         episode = int(demos.episode[wrong[0]])
         step = int(wrong[0] - demos.length[:episode].sum())
-        made_by = "minigrid" if demos.task is None else "the environment"
+        why = "It was recorded with another version of minigrid or was changed since. Delete it and collect it again."
+        if demos.task is not None:
+            why = (
+                "Either the environment does not repeat itself, which `headstart check` finds out, or it or the record "
+                "was changed since: then delete the record and collect it again."
+            )
         raise DataError(
             f"demonstration {episode} of {demos.env_id} (level seed {demos.seed[episode]}), step {step}: replaying "
-            f"its actions leads to another state than the expert's. It was recorded with another version of "
-            f"{made_by} or was changed since. Delete it and collect it again."
+            f"its actions leads to another state than the expert's. {why}"
         )
     return states
 

@@ -28,7 +28,7 @@ from headstart.envs.frames import FrameReader
 from headstart.envs.levels import import_level
 from headstart.envs.simulator import Obs
 from headstart.envs.spaces import CODES, Choices, is_action, is_text
-from headstart.envs.tasks import SEEDS, Task, step_limit
+from headstart.envs.tasks import SEEDS, Task, check_numbers, step_limit
 from headstart.envs.transitions import Demos
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def demonstrate(
     if episodes < 1:
         raise DataError(f"{env_name(env)}: {episodes} demonstrations were asked for. Ask for at least one.")
     name, space, limit = env_name(env), env.action_space, step_limit(env, horizon)
+    check_numbers(name, seed, history)
     if not isinstance(space, spaces.Box):
         Choices.of(space, name=name)  # says no before anything is played
     act = _actor(policy)
@@ -169,6 +170,7 @@ def from_minari(
     """
     data = _load(dataset)
     name = data.id
+    check_numbers(name, seed, history, horizon)
     if make_env is None and data.env_spec is None:
         raise UsageError(f"{name}: does not say which environment it is of. Give make_env, which makes one.")
     make_env = make_env or (lambda: data.recover_environment(disable_env_checker=True))
@@ -292,6 +294,8 @@ def to_minari(demos: Demos, dataset_id: str, **about: Any) -> "MinariDataset":
     minari = _minari()
     if demos.unbranchable:
         raise UsageError(f"{demos.env_id}: these demonstrations cannot be played again: {demos.unbranchable}")
+    if dataset_id in minari.list_local_datasets():
+        raise UsageError(f"{dataset_id}: is there already. Give another id, or delete it: minari delete {dataset_id}")
     task = demos.task
     make_env = task.make_env if task else (lambda: gymnasium.make(demos.env_id, disable_env_checker=True))
     env = make(make_env)

@@ -268,6 +268,8 @@ class CopiedStates:
         `reader` and `choices` are made from the environment's spaces, unless they are there already; actions in a Box
         need them. `success` says which ends are a success (default: see `success`).
         """
+        if mode not in MODES:
+            raise UsageError(f"mode={mode!r}: choose one of {', '.join(MODES)}.")
         self.mode: ForkMode = mode
         if reader is None or choices is None:
             env = make(make_env)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from headstart.envs import engine, missions
 from headstart.envs.banks import Levels
+from headstart.envs.errors import UsageError
 
 __all__ = ["Actor", "GridStates", "Obs", "Simulator", "States", "push", "uniform_actor"]
 
@@ -153,6 +154,8 @@ class Simulator:
     REMEMBERED = ("_frames", "_actions", "_mission", "_seen", "_taken", "t", "terminated", "truncated", "revisit")
 
     def __init__(self, states: States, *, history: int, horizon: int):
+        if history < 0 or horizon < 1:
+            raise UsageError(f"history={history}, horizon={horizon}: give history >= 0 and horizon >= 1.")
         self.states, self.history, self.horizon, self.n_actions = states, history, horizon, states.n_actions
         frame = states.frame()
         n, width = frame.shape

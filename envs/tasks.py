@@ -21,7 +21,7 @@ from headstart.envs.fork import CopiedStates, choose_fork_mode
 from headstart.envs.frames import FrameReader
 from headstart.envs.spaces import CODES, Choices, Layout
 
-__all__ = ["SPLITS", "Task", "TaskLevels", "step_limit"]
+__all__ = ["SPLITS", "Task", "TaskLevels", "check_numbers", "step_limit"]
 
 SPLITS = ("train", "validation", "test")
 SEEDS = 2**29  # of each split, one after the other
@@ -93,11 +93,17 @@ class Task:
         return TaskLevels(self, SPLITS.index(split) * SEEDS + np.arange(n))
 
 
+def check_numbers(name: str, seed: int = 0, history: int = 0, horizon: int | None = None) -> None:
+    """Raises UsageError naming the first that cannot be."""
+    for setting, value, least in (("seed", seed, 0), ("history", history, 0), ("horizon", horizon, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"{name}: {setting}={value}. Give at least {least}.")
+
+
 def step_limit(env: gymnasium.Env, horizon: int | None = None) -> int:
     """``horizon``, or the step limit of the environment itself. Raises UsageError if there is none."""
     name = env_name(env)
-    if horizon is not None and horizon < 1:
-        raise UsageError(f"{name}: horizon={horizon}. Give at least one step, or None for the environment's own limit.")
+    check_numbers(name, horizon=horizon)
     own = env.spec.max_episode_steps if env.spec else None
     if own is None and env.has_wrapper_attr("_max_episode_steps"):  # TimeLimit's, around what has no spec
         own = env.get_wrapper_attr("_max_episode_steps")

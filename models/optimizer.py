@@ -21,6 +21,6 @@ def adamw(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
     def factor(update: int) -> float:
-        return min(1.0, (update + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, update / updates)))
+        return min(1.0, (update + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, update / max(1, updates))))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -131,6 +131,8 @@ def test_the_step_limit_is_minigrids_own_for_every_level(monkeypatch: pytest.Mon
         ({"episodes": 2, "horizon": 2}, DataError, "solved only 0 of 5 levels within 2 steps.*raise the horizon"),
         ({"episodes": 2, "env_id": "CartPole-v1"}, UsageError, "No expert for CartPole-v1"),
         ({"episodes": 2, "split": "exam"}, UsageError, "exam"),
+        ({"episodes": 2, "history": -1}, UsageError, "history=-1. Give at least 0"),
+        ({"episodes": 2, "horizon": 0}, UsageError, "horizon=0. Give at least 1"),
     ],
 )
 def test_demonstrations_that_cannot_be_had(

@@ -222,8 +222,19 @@ def test_a_step_limit_is_needed() -> None:
 
     with pytest.raises(UsageError, match="Give horizon"):
         demonstrate(Pairs, never, 1)
-    with pytest.raises(UsageError, match=r"Pairs: horizon=0\. Give at least one step"):
+    with pytest.raises(UsageError, match=r"Pairs: horizon=0\. Give at least 1"):
         demonstrate(Pairs, never, 1, horizon=0)
+
+
+@pytest.mark.parametrize("wrong", ["seed", "history"])
+def test_numbers_that_cannot_be_are_refused_first(wrong: str) -> None:
+    with pytest.raises(UsageError, match=rf"Pairs: {wrong}=-1\. Give at least 0"):
+        demonstrate(Pairs, lambda obs: 1 / 0, 1, horizon=5, **{wrong: -1})
+
+
+def test_the_horizon_of_an_environment_of_demonstrations_is_not_guessed(demos: Demos) -> None:
+    with pytest.raises(UsageError, match="horizon=0"):
+        make_vec_env(demos, 2, horizon=0)
 
 
 def test_the_limit_of_a_wrapper_is_the_environments_own() -> None:
@@ -279,6 +290,8 @@ def test_there_and_back() -> None:
     assert len(from_minari("headstart/reach-v0", Reach, episodes=2).length) == 2
     with pytest.raises(UsageError, match="Give make_env"):
         from_minari("headstart/reach-v0")
+    with pytest.raises(UsageError, match=r"reach-v0: is there already. Give another id"):
+        to_minari(demos, "headstart/reach-v0", **ABOUT)
 
 
 def test_an_environment_that_shows_the_same_array_again_is_written_as_it_was() -> None:

@@ -418,7 +418,9 @@ def test_errors_while_stepping_name_the_episode():
         infinite.step(np.array([0]), np.array([0]))
 
 
-def test_bad_actions_and_spaces_are_refused():
+def test_bad_actions_modes_and_spaces_are_refused():
+    with pytest.raises(UsageError, match="mode='copy': choose one of deepcopy, pickle, replay"):
+        CopiedStates(Walk, [0], "copy")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"1 numbers in 0..2, not \[3\]"):
         CopiedStates(Walk, [0], "pickle").step(np.array([0]), np.array([3]))
     with pytest.raises(UsageError, match=r"Pendulum-v1: its actions are Box"):

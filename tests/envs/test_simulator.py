@@ -9,6 +9,7 @@ import pytest
 
 from headstart.envs import engine, missions
 from headstart.envs.banks import bank, import_seeds
+from headstart.envs.errors import UsageError
 from headstart.envs.simulator import GridStates, Obs, Simulator, push, uniform_actor
 
 EMPTY = "MiniGrid-Empty-5x5-v0"
@@ -153,6 +154,12 @@ def test_the_horizon_truncates(horizon: int) -> None:
     assert episodes.truncated.tolist() == [True]
     assert episodes.terminated.tolist() == episodes.success().tolist() == [horizon == len(SOLUTION)]
     assert episodes.step(np.array([engine.LEFT])) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"horizon": 0}, {"history": -1}])
+def test_numbers_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        simulator(EMPTY, 1, **wrong)
 
 
 def test_the_levels_own_limit_truncates() -> None:

@@ -39,3 +39,7 @@ def test_weights_decay_without_a_gradient() -> None:
     weight.grad = torch.zeros(1)
     optimizer.step()
     assert float(weight.detach()) == pytest.approx(2.0 * (1 - 0.1 * 0.5))
+
+
+def test_no_updates_are_no_error() -> None:
+    assert len(rates(0, 4)) == 3
