@@ -35,6 +35,8 @@ __all__ = ["branch", "collect_demos", "evaluate", "load_demos", "play", "practis
 Alternatives = Literal["uniform", "policy", "mixture"]
 """How the actions to be tried are drawn, where not all are."""
 
+COPIES = 256  # of a Python environment that are alive at a time: one may hold megabytes
+
 KIND, SCHEMA = "headstart demonstrations", 1
 
 
@@ -281,7 +283,9 @@ def branch(
     a branch goes on with the agent's own actions (``actor``, default uniform) for ``horizon`` steps in all.
     With ``k``, at most so many actions are tried in each state, the expert's among them where it is known; the
     others are drawn uniformly, by the agent itself ("policy", with ``actor``), or half by each ("mixture").
-    Raises DataError when a fork is not in the state it was forked from, UsageError for a k that cannot be.
+    Environments that run in Python are branched COPIES branches at a time, so that the actor draws for some of them
+    after the others have ended. Raises DataError when a fork is not in the state it was forked from, UsageError for a k
+    that cannot be.
     """
     rng = rng or np.random.default_rng(0)
     expert = states.action if isinstance(states, Demos) else np.full(len(states), -1, np.int64)
@@ -290,20 +294,23 @@ def branch(
     n, a = len(start), start.n_actions
     tried = np.ones((n, a), np.bool_) if k is None else _some_actions(start, expert, actor, rng, k, alternatives)
     state, first = np.nonzero(tried)  # (M,) of every branch
-    forks = start.fork(state)
     origin = start.state_hash()
-    if (forks.state_hash() != origin[state]).any():
-        raise DataError("a fork is not in the state it was forked from: this environment cannot be branched.")
     actions = np.broadcast_to(np.arange(a, dtype=np.uint8)[:, None], (n, a, horizon)).copy()
     future = np.broadcast_to(start.frame()[:, None, None], (n, a, horizon, start.frame().shape[1])).copy()
     revisit, ended = np.zeros((n, a), np.bool_), np.zeros((n, a, horizon), np.bool_)
     env_steps = 0
-    for h in range(horizon):
-        action = first if h == 0 else actor(forks.observe(), rng)
-        env_steps += forks.step(action)
-        if h == 0:
-            revisit[tried] = forks.revisit
-        actions[tried, h], future[tried, h], ended[tried, h] = action, forks.frame(), forks.done
+    room = max(1, len(state)) if isinstance(start.states, GridStates) else COPIES
+    for part in (slice(m, m + room) for m in range(0, len(state), room)):
+        at = state[part], first[part]
+        forks = start.fork(state[part])
+        if (forks.state_hash() != origin[state[part]]).any():
+            raise DataError("a fork is not in the state it was forked from: this environment cannot be branched.")
+        for h in range(horizon):
+            action = first[part] if h == 0 else actor(forks.observe(), rng)
+            env_steps += forks.step(action)
+            if h == 0:
+                revisit[at] = forks.revisit
+            actions[*at, h], future[*at, h], ended[*at, h] = action, forks.frame(), forks.done
     if (start.state_hash() != origin).any():
         raise DataError("branching has changed the state it started from: this environment cannot be branched.")
     return Branches(
