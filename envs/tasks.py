@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.envs.episode import ForkMode, MakeEnv, Success, env_name, make_new
+from headstart.envs.episode import ForkMode, MakeEnv, Success, close, env_name, make_new
 from headstart.envs.errors import UsageError
 from headstart.envs.fork import CopiedStates, choose_fork_mode
 from headstart.envs.frames import FrameReader
@@ -73,6 +73,7 @@ class Task:
         reader = FrameReader(env, mission_length)
         choices = Choices.of(env.action_space, taken, codes=codes, seed=seed, name=name)
         limit = step_limit(env, horizon)
+        close(env)
         mode = mode or choose_fork_mode(make_env, seed=seed).mode
         return cls(name, make_env, mode, choices, reader, reader.layout, limit, success)
 

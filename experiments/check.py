@@ -13,6 +13,7 @@ The target is a function that makes an environment, or an id that `gymnasium.mak
 here, and nowhere else before PPO.
 """
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -27,7 +28,7 @@ import numpy as np
 from gymnasium import spaces
 
 from headstart.envs import engine, levels
-from headstart.envs.episode import MODES, Episode, env_name, make_new
+from headstart.envs.episode import MODES, Episode, close, env_name, make_new
 from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError
 from headstart.envs.fork import ForkReport, choose_fork_mode
 from headstart.envs.frames import FrameReader
@@ -50,7 +51,7 @@ def check(target: str) -> int:
     Raises UsageError or EnvironmentFailed if there is no such target, or it cannot be made.
     """
     make_env = load_target(target)
-    make_new(make_env).close()
+    close(make_new(make_env))
     env = Episode(make_env, seed=0).env
     print(target)
     exit_code = _report_spaces(env) or _report_episode(make_env)
@@ -156,14 +157,13 @@ def _report_spaces(env: gymnasium.Env) -> int:
 def _report_episode(make_env: MakeEnv) -> int:
     """The exit code: 0 if all that an episode of random actions shows is of its space."""
     try:
-        episode = Episode(make_env, seed=0)
-        reader, space = FrameReader(episode.env), episode.env.action_space
-        space.seed(0)
-        reader.read(episode)
-        while not episode.ended and len(episode.actions) < MAX_STEPS:
-            episode.step(space.sample())
+        with contextlib.closing(Episode(make_env, seed=0)) as episode:
+            reader, space = FrameReader(episode.env), episode.env.action_space
+            space.seed(0)
             reader.read(episode)
-        episode.env.close()
+            while not episode.ended and len(episode.actions) < MAX_STEPS:
+                episode.step(space.sample())
+                reader.read(episode)
     except HeadstartError as error:
         _line("episode", f"cannot be used. {error}")
         return error.exit_code

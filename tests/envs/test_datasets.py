@@ -1,7 +1,8 @@
 """Demonstrations from functions, trained policies and Minari: what is branched is where the expert has been."""
 
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -243,6 +244,36 @@ def test_the_limit_of_a_wrapper_is_the_environments_own() -> None:
 
     assert demonstrate(limited, two_legs, 1, mode="deepcopy").horizon == 15
     assert demonstrate(limited, two_legs, 1, horizon=9, mode="deepcopy").horizon == 9
+
+
+class Holds(Reach):
+    """Has to be closed, and cannot be copied."""
+
+    open: ClassVar[set[int]] = set()
+    made = 0
+
+    def __init__(self) -> None:
+        Holds.made += 1
+        self.number, self.lock = Holds.made, threading.Lock()
+        self.open.add(self.number)
+
+    def close(self) -> None:
+        self.open.discard(self.number)
+
+
+def test_every_environment_is_closed_that_nobody_needs_any_more() -> None:
+    demos = demonstrate(Holds, expert, 2, horizon=20)
+    assert demos.task is not None
+    assert demos.task.mode == "replay"
+    branch(demos)
+    to_minari(demos, "headstart/holds-v0", **ABOUT)
+    from_minari("headstart/holds-v0", Holds)
+    assert Holds.made > 100
+    assert not Holds.open
+    states = demos.task.states(np.arange(2))
+    assert len(Holds.open) == 2
+    del states
+    assert not Holds.open
 
 
 # ---- files ----

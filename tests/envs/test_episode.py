@@ -70,3 +70,11 @@ def test_one_environment_for_all_episodes_is_refused() -> None:
     for make_env in (lambda: one, lambda: gymnasium.wrappers.TimeLimit(one, 5)):
         with pytest.raises(UsageError, match=r"FrozenLake-v1: make_env\(\) returns the same environment each"):
             make_new(make_env)
+
+
+def test_that_an_environment_cannot_be_closed_is_nobodys_trouble() -> None:
+    class Stuck(gymnasium.Wrapper):
+        def close(self) -> None:
+            raise RuntimeError("it is gone already")
+
+    Episode(lambda: Stuck(frozen_lake()), 0).close()
