@@ -27,13 +27,15 @@ from headstart.envs.instructions import altered
 from headstart.envs.levels import export_level
 from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, States, uniform_actor
 from headstart.envs.spaces import Choices
-from headstart.envs.tasks import Task, TaskLevels
+from headstart.envs.tasks import Task, TaskLevels, check_numbers
 from headstart.envs.transitions import Branches, Demos
 
 __all__ = ["branch", "collect_demos", "evaluate", "load_demos", "play", "practise", "replay", "save_demos"]
 
 Alternatives = Literal["uniform", "policy", "mixture"]
 """How the actions to be tried are drawn, where not all are."""
+
+COPIES = 256  # of a Python environment that are alive at a time: one may hold megabytes
 
 KIND, SCHEMA = "headstart demonstrations", 1
 
@@ -69,6 +71,7 @@ def collect_demos(
     """
     if episodes < 1:
         raise DataError(f"{env_id}: {episodes} demonstrations were asked for. Ask for at least one.")
+    check_numbers(env_id, seed, history, horizon)
     expert = expert_for(env_id)
     candidates = bank(env_id, split, max(1024, 4 * episodes), cache=cache)
     order = np.random.default_rng([seed, 0xDE]).permutation(len(candidates))
@@ -176,11 +179,15 @@ def replay(demos: Demos) -> Simulator:
     if len(wrong):
         episode = int(demos.episode[wrong[0]])
         step = int(wrong[0] - demos.length[:episode].sum())
-        made_by = "minigrid" if demos.task is None else "the environment"
+        why = "It was recorded with another version of minigrid or was changed since. Delete it and collect it again."
+        if demos.task is not None:
+            why = (
+                "Either the environment does not repeat itself, which `headstart check` finds out, or it or the record "
+                "was changed since: then delete the record and collect it again."
+            )
         raise DataError(
             f"demonstration {episode} of {demos.env_id} (level seed {demos.seed[episode]}), step {step}: replaying "
-            f"its actions leads to another state than the expert's. It was recorded with another version of "
-            f"{made_by} or was changed since. Delete it and collect it again."
+            f"its actions leads to another state than the expert's. {why}"
         )
     return states
 
@@ -279,7 +286,9 @@ def branch(
     a branch goes on with the agent's own actions (``actor``, default uniform) for ``horizon`` steps in all.
     With ``k``, at most so many actions are tried in each state, the expert's among them where it is known; the
     others are drawn uniformly, by the agent itself ("policy", with ``actor``), or half by each ("mixture").
-    Raises DataError when a fork is not in the state it was forked from, UsageError for a k that cannot be.
+    Environments that run in Python are branched COPIES branches at a time, so that the actor draws for some of them
+    after the others have ended. Raises DataError when a fork is not in the state it was forked from, UsageError for a k
+    that cannot be.
     """
     rng = rng or np.random.default_rng(0)
     expert = states.action if isinstance(states, Demos) else np.full(len(states), -1, np.int64)
@@ -288,20 +297,23 @@ def branch(
     n, a = len(start), start.n_actions
     tried = np.ones((n, a), np.bool_) if k is None else _some_actions(start, expert, actor, rng, k, alternatives)
     state, first = np.nonzero(tried)  # (M,) of every branch
-    forks = start.fork(state)
     origin = start.state_hash()
-    if (forks.state_hash() != origin[state]).any():
-        raise DataError("a fork is not in the state it was forked from: this environment cannot be branched.")
     actions = np.broadcast_to(np.arange(a, dtype=np.uint8)[:, None], (n, a, horizon)).copy()
     future = np.broadcast_to(start.frame()[:, None, None], (n, a, horizon, start.frame().shape[1])).copy()
     revisit, ended = np.zeros((n, a), np.bool_), np.zeros((n, a, horizon), np.bool_)
     env_steps = 0
-    for h in range(horizon):
-        action = first if h == 0 else actor(forks.observe(), rng)
-        env_steps += forks.step(action)
-        if h == 0:
-            revisit[tried] = forks.revisit
-        actions[tried, h], future[tried, h], ended[tried, h] = action, forks.frame(), forks.done
+    room = max(1, len(state)) if isinstance(start.states, GridStates) else COPIES
+    for part in (slice(m, m + room) for m in range(0, len(state), room)):
+        at = state[part], first[part]
+        forks = start.fork(state[part])
+        if (forks.state_hash() != origin[state[part]]).any():
+            raise DataError("a fork is not in the state it was forked from: this environment cannot be branched.")
+        for h in range(horizon):
+            action = first[part] if h == 0 else actor(forks.observe(), rng)
+            env_steps += forks.step(action)
+            if h == 0:
+                revisit[at] = forks.revisit
+            actions[*at, h], future[*at, h], ended[*at, h] = action, forks.frame(), forks.done
     if (start.state_hash() != origin).any():
         raise DataError("branching has changed the state it started from: this environment cannot be branched.")
     return Branches(

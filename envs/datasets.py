@@ -10,6 +10,8 @@ again, and every observation is compared. A record that cannot be played again i
 Legend: E episodes, N steps of all of them, F bytes of a frame, T = history + 1 frames.
 """
 
+import contextlib
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -20,14 +22,14 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from headstart.envs import collect
-from headstart.envs.episode import Episode, ForkMode, MakeEnv, Success, env_name, make
+from headstart.envs.episode import Episode, ForkMode, MakeEnv, Success, close, env_name, make, make_new
 from headstart.envs.errors import DataError, EnvironmentFailed, HeadstartError, UsageError
 from headstart.envs.fork import succeeded
 from headstart.envs.frames import FrameReader
 from headstart.envs.levels import import_level
 from headstart.envs.simulator import Obs
-from headstart.envs.spaces import CODES, is_text
-from headstart.envs.tasks import SEEDS, Task
+from headstart.envs.spaces import CODES, Choices, is_action, is_text
+from headstart.envs.tasks import SEEDS, Task, check_numbers, step_limit
 from headstart.envs.transitions import Demos
 
 if TYPE_CHECKING:
@@ -66,10 +68,14 @@ def demonstrate(
     says which ends are a success; with ``only_successes`` others are dropped and counted. The rest is as in `Task.of`.
     Raises EnvironmentFailed if the environment cannot be forked, and DataError if it hardly ever succeeds.
     """
-    env = make(make_env)
+    env = make_new(make_env)
     if episodes < 1:
         raise DataError(f"{env_name(env)}: {episodes} demonstrations were asked for. Ask for at least one.")
-    limit = horizon or (env.spec.max_episode_steps if env.spec else None) or 0
+    name, space, limit = env_name(env), env.action_space, step_limit(env, horizon)
+    check_numbers(name, seed, history)
+    if not isinstance(space, spaces.Box):
+        Choices.of(space, name=name)  # says no before anything is played
+    close(env)
     act = _actor(policy)
     rng = np.random.default_rng([seed, 0xDE])
     kept: list[Episode] = []
@@ -77,16 +83,23 @@ def demonstrate(
     while len(kept) < episodes:
         if len(kept) + dropped >= TRIES * episodes:
             raise DataError(
-                f"{env_name(env)}: only {len(kept)} of {TRIES * episodes} episodes of this policy succeeded, and "
+                f"{name}: only {len(kept)} of {TRIES * episodes} episodes of this policy succeeded, and "
                 f"{episodes} were asked for. Ask for fewer, give a better policy, or say what success is (success=...)."
             )
         episode = Episode(make_env, int(rng.integers(SEEDS)))
-        while not episode.ended and len(episode.actions) < (limit or np.inf):
-            episode.step(act(episode.obs))
+        while not episode.ended and len(episode.actions) < limit:
+            action = act(episode.obs)
+            if not is_action(space, action):
+                raise DataError(
+                    f"{name}: the policy gave {action!r}, which is none of {space}, for demonstration {len(kept)}, "
+                    f"{episode.where()}. Give actions of that space."
+                )
+            episode.step(action)
         if only_successes and not succeeded(episode, success):
             dropped += 1
         else:
             kept.append(episode)
+        episode.close()
     taken = np.array([action for episode in kept for action in episode.actions])
     task = Task.of(
         make_env,
@@ -160,10 +173,10 @@ def from_minari(
     """
     data = _load(dataset)
     name = data.id
+    check_numbers(name, seed, history, horizon)
     if make_env is None and data.env_spec is None:
         raise UsageError(f"{name}: does not say which environment it is of. Give make_env, which makes one.")
     make_env = make_env or (lambda: data.recover_environment(disable_env_checker=True))
-    env = make(make_env)
     count = data.total_episodes if episodes is None else min(episodes, data.total_episodes)
     if count < 1:
         raise DataError(f"{name}: the demonstrations are empty. Record at least one episode.")
@@ -172,7 +185,7 @@ def from_minari(
     lengths = [len(record) for record in records]
     taken = np.concatenate([np.asarray(record.actions) for record in records])
     task, why = _task_of(make_env, horizon or max(lengths), success, taken, codes, seed, mission_length)
-    frames, mission = _read(name, task.reader, env, records, lengths)
+    frames, mission = _read(name, task.reader, records, lengths)
     codes_taken = task.choices.codes(taken)
     if not why and any(one is None for one in seeds):
         why = "it does not say with which seeds its episodes began"
@@ -216,9 +229,8 @@ def _play_again(
     task: Task, make_env: MakeEnv, seeds: NDArray[np.int64], taken: NDArray, lengths: list[int], history: int
 ) -> Demos | str:
     """The demonstrations, played by the engine if it can; or why that is not possible."""
-    env = Episode(make_env, int(seeds[0])).env
     try:
-        if task.layout.grid and task.name in gymnasium.registry and _is_of_engine(env):
+        if task.layout.grid and task.name in gymnasium.registry and _is_of_engine(make_env, int(seeds[0])):
             actions = np.split(taken.astype(np.int64), np.cumsum(lengths)[:-1])
             return collect.play(task.name, seeds, actions, history, task.horizon)
         return _of_task(task, seeds, taken, lengths, history)
@@ -226,16 +238,17 @@ def _play_again(
         return str(error)
 
 
-def _is_of_engine(env: gymnasium.Env) -> bool:
-    try:
-        import_level(env)
-    except UsageError:
-        return False
-    return True
+def _is_of_engine(make_env: MakeEnv, seed: int) -> bool:
+    with contextlib.closing(Episode(make_env, seed)) as episode:
+        try:
+            import_level(episode.env)
+        except UsageError:
+            return False
+        return True
 
 
 def _read(
-    name: str, reader: FrameReader, env: gymnasium.Env, records: Iterable[Any], lengths: list[int]
+    name: str, reader: FrameReader, records: Iterable[Any], lengths: list[int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Frames (N, F) and missions (N, L) before each action of the records."""
     read = [
@@ -283,23 +296,27 @@ def to_minari(demos: Demos, dataset_id: str, **about: Any) -> "MinariDataset":
     minari = _minari()
     if demos.unbranchable:
         raise UsageError(f"{demos.env_id}: these demonstrations cannot be played again: {demos.unbranchable}")
+    if dataset_id in minari.list_local_datasets():
+        raise UsageError(f"{dataset_id}: is there already. Give another id, or delete it: minari delete {dataset_id}")
     task = demos.task
     make_env = task.make_env if task else (lambda: gymnasium.make(demos.env_id, disable_env_checker=True))
     env = make(make_env)
+    close(env)  # only its spaces are looked at
     buffers, first = [], 0
     for i, (seed, length) in enumerate(zip(demos.seed.tolist(), demos.length.tolist(), strict=True)):
         episode = Episode(make_env, seed)
-        observations, ended = [episode.obs], []
+        observations, ended = [copy.deepcopy(episode.obs)], []  # an environment may show the same array again
         for step in range(first, first + length):
             if demos.exact is not None:
                 action = demos.exact[step]
             else:
                 action = task.choices.action(int(demos.action[step])) if task else int(demos.action[step])
             episode.step(action)
-            observations.append(episode.obs)
+            observations.append(copy.deepcopy(episode.obs))
             ended.append((episode.terminated, episode.truncated))
         if not episode.ended:  # our step limit came first
             ended[-1] = (False, True)
+        episode.close()
         first += length
         terminated, truncated = zip(*ended, strict=True)
         buffers.append(

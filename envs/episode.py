@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,7 +12,7 @@ import gymnasium
 
 from headstart.envs.errors import EnvironmentFailed, UsageError
 
-__all__ = ["MODES", "Episode", "ForkMode", "MakeEnv", "Outcome", "Success", "env_name", "make"]
+__all__ = ["MODES", "Episode", "ForkMode", "MakeEnv", "Outcome", "Success", "close", "env_name", "make", "make_new"]
 
 MakeEnv = Callable[[], gymnasium.Env]
 ForkMode = Literal["deepcopy", "pickle", "replay"]
@@ -56,6 +57,8 @@ class Episode:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # BabyAI prints when it rejects a level
                 self.obs, self.info = self.env.reset(seed=seed)
+            if not isinstance(self.info, dict):
+                raise TypeError(f"it has to return an observation and a dict, not a {type(self.info).__name__}")
         except Exception as error:
             raise self.failed("reset()", error) from error
 
@@ -68,19 +71,21 @@ class Episode:
         return self.terminated or self.truncated
 
     def step(self, action: Any) -> None:
+        """Take an action; kept is a copy, as policies and environments may write into theirs later."""
         self._pickled = None
         try:
-            self.obs, self.reward, terminated, truncated, self.info = self.env.step(action)
+            self.obs, self.reward, terminated, truncated, self.info = self.env.step(copy.deepcopy(action))
+            self.terminated, self.truncated = bool(terminated), bool(truncated)
         except Exception as error:
             raise self.failed(f"step({action})", error) from error
-        self.actions.append(action)
+        self.actions.append(copy.deepcopy(action))
         self.rewards.append(self.reward)
-        self.terminated, self.truncated = bool(terminated), bool(truncated)
 
     def fork(self, mode: ForkMode) -> "Episode":
         """Another environment in the same state. Raises whatever the environment raises when it is copied."""
         if mode == "replay":
             other = Episode(self.make_env, self.seed)
+            other.close_when_dropped()
             for action in self.actions:
                 other.step(action)
             return other
@@ -93,6 +98,14 @@ class Episode:
             self._pickled = self._pickled or pickle.dumps(self.env, pickle.HIGHEST_PROTOCOL)
             other.env = pickle.loads(self._pickled)  # noqa: S301  these bytes have never left this process
         return other
+
+    def close(self) -> None:
+        """End the environment: its threads, processes and windows."""
+        close(self.env)
+
+    def close_when_dropped(self) -> None:
+        """Close it when nobody holds this episode any more: for one whose environment no copy shares anything with."""
+        weakref.finalize(self, close, self.env)
 
     def outcome(self) -> Outcome:
         """How the episode has ended. This reads every reward."""
@@ -125,6 +138,23 @@ def make(make_env: MakeEnv) -> gymnasium.Env:
             "give a function without arguments that returns a new environment."
         )
     return env
+
+
+def make_new(make_env: MakeEnv) -> gymnasium.Env:
+    """What `make` makes. Raises UsageError if it is the same environment each time: all episodes would be one."""
+    env, other = make(make_env), make(make_env)
+    if env.unwrapped is other.unwrapped:
+        raise UsageError(
+            f"{env_name(env)}: make_env() returns the same environment each time. Give a function that makes a new one."
+        )
+    close(other)
+    return env
+
+
+def close(env: gymnasium.Env) -> None:
+    """Close an environment that nobody needs any more; that it cannot be closed is then nobody's trouble."""
+    with contextlib.suppress(Exception):
+        env.close()
 
 
 def env_name(env: gymnasium.Env) -> str:

@@ -15,6 +15,7 @@ from a place that its copies share, such as `np.random`, fails this. So does one
 N is the number of states.
 """
 
+import contextlib
 import copy
 import hashlib
 import random
@@ -30,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.envs import engine
-from headstart.envs.episode import MODES, Episode, ForkMode, MakeEnv, Success, env_name, make
+from headstart.envs.episode import MODES, Episode, ForkMode, MakeEnv, Success, close, env_name, make
 from headstart.envs.errors import EnvironmentFailed, UsageError
 from headstart.envs.frames import FrameReader
 from headstart.envs.spaces import Choices
@@ -99,7 +100,8 @@ def choose_fork_mode(
         traces.append(_play(make_env, seed + len(traces), steps))
         left -= len(traces[-1].actions)
     for trace in traces:
-        _check_repeats(make_env, trace)
+        with contextlib.closing(Episode(make_env, trace.seed)) as episode:
+            _check_repeats(episode, trace)
     rng = np.random.default_rng(seed)
     chosen = [_sample(len(trace.actions), states // len(traces), rng) for trace in traces]
     speed: dict[ForkMode, float] = {}
@@ -127,20 +129,20 @@ def _sample(n: int, states: int, rng: np.random.Generator) -> set[int]:
 
 
 def _play(make_env: MakeEnv, seed: int, steps: int) -> _Trace:
-    episode = Episode(make_env, seed)
-    sample = _sampler(episode.env, seed)
-    moments = [_moment(episode)]
-    while not episode.ended and len(episode.actions) < steps:
-        before = _global_generators()
-        episode.step(sample())
-        drawn = [name for name, state in _global_generators().items() if before.get(name, state) != state]
-        if drawn:
-            raise EnvironmentFailed(
-                f"{episode.name} cannot be forked: its step() draws from the global generator of {drawn[0]}, "
-                f"which all copies share ({episode.where()}). Draw from self.np_random instead."
-            )
-        moments.append(_moment(episode))
-    return _Trace(seed, episode.actions, moments)
+    with contextlib.closing(Episode(make_env, seed)) as episode:
+        sample = _sampler(episode.env, seed)
+        moments = [_moment(episode)]
+        while not episode.ended and len(episode.actions) < steps:
+            before = _global_generators()
+            episode.step(sample())
+            drawn = [name for name, state in _global_generators().items() if before.get(name, state) != state]
+            if drawn:
+                raise EnvironmentFailed(
+                    f"{episode.name} cannot be forked: its step() draws from the global generator of {drawn[0]}, "
+                    f"which all copies share ({episode.where()}). Draw from self.np_random instead."
+                )
+            moments.append(_moment(episode))
+        return _Trace(seed, episode.actions, moments)
 
 
 def _sampler(env: gymnasium.Env, seed: int) -> Callable[[], Any]:
@@ -186,8 +188,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
     update(repr(value).encode() if array.dtype == object else array.tobytes())
 
 
-def _check_repeats(make_env: MakeEnv, trace: _Trace) -> None:
-    episode = Episode(make_env, trace.seed)
+def _check_repeats(episode: Episode, trace: _Trace) -> None:
     for step, moment in enumerate(trace.moments):
         if step:
             episode.step(trace.actions[step - 1])
@@ -208,15 +209,15 @@ def _difference(moment: _Moment, expected: _Moment) -> str | None:
 def _prove(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horizon: int) -> float:
     """Seconds that the branches of this episode took. Raises _Inexact if anybody can notice the forks."""
     try:
-        return _follow(make_env, mode, trace, at, horizon)
+        with contextlib.closing(Episode(make_env, trace.seed)) as original:
+            return _follow(original, mode, trace, at, horizon)
     except _Inexact:
         raise
     except Exception as error:  # nothing was raised when the episode was played: the copies are to blame
         raise _Inexact(f"{type(error).__name__}: {error}") from error
 
 
-def _follow(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horizon: int) -> float:
-    original = Episode(make_env, trace.seed)
+def _follow(original: Episode, mode: ForkMode, trace: _Trace, at: set[int], horizon: int) -> float:
     sample = _sampler(original.env, trace.seed + 1)
     seconds = 0.0
     for step, action in enumerate(trace.actions):
@@ -269,13 +270,19 @@ class CopiedStates:
         `reader` and `choices` are made from the environment's spaces, unless they are there already; actions in a Box
         need them. `success` says which ends are a success (default: see `success`).
         """
+        if mode not in MODES:
+            raise UsageError(f"mode={mode!r}: choose one of {', '.join(MODES)}.")
         self.mode: ForkMode = mode
         if reader is None or choices is None:
             env = make(make_env)
             reader = reader or FrameReader(env, mission_length)
             choices = choices or Choices.of(env.action_space, name=env_name(env))
+            close(env)
         self._reader, self._choices, self._is_success = reader, choices, success
         self._episodes = [Episode(make_env, int(seed)) for seed in seeds]
+        if mode == "replay":  # copies made otherwise may share something with the original, and outlive it
+            for episode in self._episodes:
+                episode.close_when_dropped()
         read = [self._reader.read(episode) for episode in self._episodes]
         self._frame = np.array([frame for frame, _ in read])
         self._mission = np.array([mission for _, mission in read])
@@ -362,8 +369,12 @@ class CopiedStates:
         return self._hash.copy()
 
     def reward(self) -> NDArray[np.float64]:
-        """(N,) reward of the last step. This is the only place where states look at a reward."""
-        return np.array([_reward(episode) for episode in self._episodes], np.float64)
+        """(N,) reward of the last step, which must be finite. This is the only place where states look at a reward."""
+        reward = np.array([_reward(episode) for episode in self._episodes], np.float64)
+        if not np.isfinite(reward).all():
+            i = int(np.flatnonzero(~np.isfinite(reward))[0])
+            raise self._episodes[i].failed("reading the reward", f"it is {reward[i]}")
+        return reward
 
     def success(self) -> NDArray[np.bool_]:
         """(N,) whether the episode has ended in success.

@@ -41,7 +41,7 @@ class FrameReader:
     """
 
     def __init__(self, env: gymnasium.Env, mission_length: int | None = None) -> None:
-        space = env.observation_space
+        self._space = space = env.observation_space
         named = space.spaces if isinstance(space, spaces.Dict) else {}
         self.has_mission = is_text(named.get("mission"))
         self.mission_length = 1
@@ -61,7 +61,14 @@ class FrameReader:
         return self.layout.width
 
     def read(self, shown: Shown) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Frame and mission of what `shown` shows now."""
+        """Frame and mission of what `shown` shows now. Raises EnvironmentFailed if that is not of its space."""
+        try:
+            return self._read(shown)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            why = f"it is not of {self._space}: {type(error).__name__}: {error}"
+            raise shown.failed("an observation", why) from error
+
+    def _read(self, shown: Shown) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         mission = np.zeros(self.mission_length, np.uint8)
         if self.has_mission:
             mission = _tokens(shown.obs["mission"], self.mission_length)
@@ -78,12 +85,15 @@ def _bytes(shown: Shown, part: Part, space: gymnasium.Space, value: Any) -> NDAr
     array = np.asarray(value)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         number = array.astype(np.int64) - space.start
-        if number.shape != space.shape or (number < 0).any() or (number.reshape(-1) >= part.choices).any():
+        fits = array.dtype.kind in "iub" and number.shape == space.shape
+        if not fits or (number < 0).any() or (number.reshape(-1) >= part.choices).any():
             raise shown.failed("an observation", f"it is {value}, outside {space}")
         return number.reshape(-1).astype(np.dtype(part.dtype).newbyteorder("<")).view(np.uint8)
     if array.shape != space.shape or not np.can_cast(array.dtype, cast(Any, space.dtype), "same_kind"):
         raise shown.failed("an observation", f"it is {array.dtype} of shape {array.shape}, not {space}")
-    array = array.astype(np.dtype(part.dtype).newbyteorder("<"))
+    given, array = array, array.astype(np.dtype(part.dtype).newbyteorder("<"))
+    if array.dtype.kind in "iu" and (array != given).any():
+        raise shown.failed("an observation", f"it is {given}, which does not fit into {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Diverged(f"{shown.name}: an observation is not finite {shown.where()}: {array}")
     return array.reshape(-1).view(np.uint8)
@@ -111,5 +121,5 @@ def _mission_length(env: gymnasium.Env) -> int:
         return missions.mission_length(env.unwrapped.spec.id)
     raise UsageError(
         f"{env_name(env)}: how long its missions can be is unknown, as it was not made by gymnasium.make(). "
-        "Register it (gymnasium.register), or give mission_length, the words in its longest mission."
+        "Give mission_length, the words in its longest mission."
     )

@@ -9,7 +9,6 @@ every registered id against it.
 
 import re
 from collections.abc import Iterable
-from typing import cast
 
 import gymnasium
 import minigrid.envs  # noqa: F401  registers the ids
@@ -54,8 +53,8 @@ def encode(mission: str, length: int) -> np.ndarray:
     unknown = [word for word in tokens if word not in IDS]
     if unknown:
         raise DataError(
-            f"The mission {mission!r} has words outside MiniGrid's grammar: {', '.join(unknown)}. "
-            "Add them at the end of VOCABULARY in envs/missions.py."
+            f"The mission {mission!r} has words outside MiniGrid's grammar: {', '.join(unknown)}. Use a wrapper that "
+            "says it in the words of headstart.envs.missions.VOCABULARY, or shows it as a Box or Discrete instead."
         )
     if len(tokens) > length:
         raise DataError(
@@ -104,7 +103,12 @@ def mission_length(env_id: str) -> int:
     if "RoomGridLevel" in names:
         sentences = [_LONGEST_SENTENCE[name] for name in names if name in _LONGEST_SENTENCE]
         return len(words((sentences or [_LONGEST_CLAUSE])[0]))
-    mission = cast(MissionSpace, space.spaces["mission"])
+    mission = space.spaces["mission"]
+    if not isinstance(mission, MissionSpace):
+        raise UsageError(
+            f"{env_id}: how long its missions can be is unknown, as they are {mission}. Give mission_length, the words "
+            "in its longest mission."
+        )
     longest = [max(choices, key=lambda text: len(words(text))) for choices in mission.ordered_placeholders or ()]
     return len(words(mission.mission_func(*longest)))
 

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from headstart.envs import engine, missions
 from headstart.envs.banks import Levels
+from headstart.envs.errors import UsageError
+
+ROOM = 256  # steps that a Python environment's episode has room for at first: limits may be far away, and never met
 
 __all__ = ["Actor", "GridStates", "Obs", "Simulator", "States", "push", "uniform_actor"]
 
@@ -153,6 +156,8 @@ class Simulator:
     REMEMBERED = ("_frames", "_actions", "_mission", "_seen", "_taken", "t", "terminated", "truncated", "revisit")
 
     def __init__(self, states: States, *, history: int, horizon: int):
+        if history < 0 or horizon < 1:
+            raise UsageError(f"history={history}, horizon={horizon}: give history >= 0 and horizon >= 1.")
         self.states, self.history, self.horizon, self.n_actions = states, history, horizon, states.n_actions
         frame = states.frame()
         n, width = frame.shape
@@ -160,9 +165,10 @@ class Simulator:
         self._frames[:, -1] = frame
         self._actions = np.full((n, history), self.n_actions, np.uint8)
         self._mission = states.mission()
-        self._seen = np.zeros((n, horizon + 1), np.uint64)  # hash of the frame at every step so far
+        room = horizon if isinstance(states, GridStates) else min(horizon, ROOM)  # what is saved of grids has all of it
+        self._seen = np.zeros((n, room + 1), np.uint64)  # hash of the frame at every step so far
         self._seen[:, 0] = engine.frame_hash(frame)
-        self._taken = np.zeros((n, horizon), np.uint8)  # every action so far
+        self._taken = np.zeros((n, room), np.uint8)  # every action so far
         self.t = np.zeros(n, np.int64)
         self.terminated, self.truncated, self.revisit = np.zeros((3, n), np.bool_)
 
@@ -210,6 +216,9 @@ class Simulator:
         live = np.flatnonzero(~self.done)
         own = None if exact is None else [exact[int(i)] for i in live]
         terminated, truncated = self.states.step(live, action[live], own)
+        room = self._taken.shape[1]
+        if room < self.horizon and self.t[live].max(initial=0) == room:
+            self._make_room(min(self.horizon, 2 * room))
         self._taken[live, self.t[live]] = action[live]
         self.t[live] += 1
         self.terminated[live] = terminated
@@ -247,5 +256,13 @@ class Simulator:
     def put(self, index: NDArray[np.int64], episodes: "Simulator") -> None:
         """Replace the episodes at ``index`` by ``episodes``."""
         self.states.put(index, episodes.states)
+        self._make_room(episodes._taken.shape[1])
+        episodes._make_room(self._taken.shape[1])
         for name in self.REMEMBERED:
             getattr(self, name)[index] = getattr(episodes, name)
+
+    def _make_room(self, steps: int) -> None:
+        """Let what is remembered of each step be as long as so many steps, if it is shorter."""
+        more = steps - self._taken.shape[1]
+        if more > 0:
+            self._seen, self._taken = (np.pad(x, ((0, 0), (0, more))) for x in (self._seen, self._taken))

@@ -80,7 +80,10 @@ class Layout:
         Raises UsageError naming what no frame can hold.
         """
         parts = tuple(_part(name, path, entry) for path, entry in entries(space))
-        return cls(sum(part.n_bytes for part in parts), parts)
+        width = sum(part.n_bytes for part in parts)
+        if not width:
+            raise UsageError(f"{name}: its observation {space} holds no numbers. Use a wrapper that adds what is seen.")
+        return cls(width, parts)
 
     @property
     def seen(self) -> int:
@@ -292,6 +295,22 @@ class Choices:
         return same.argmax(1)
 
 
+def is_action(space: gymnasium.Space, action: Any) -> bool:
+    """Whether ``action`` is one of a space, whatever its type: True is 1. In a Box bounds are left to the environment,
+    which may clip.
+    """
+    try:
+        array = np.asarray(action)
+        own = array.astype(cast(Any, space.dtype))
+    except (TypeError, ValueError):  # ragged, or no numbers
+        return False
+    if array.shape != space.shape or array.dtype.kind not in "biuf":
+        return False
+    if isinstance(space, spaces.Box):
+        return bool(np.isfinite(array).all())
+    return bool((own == array).all()) and space.contains(own)
+
+
 def codebook(space: spaces.Box, taken: NDArray, codes: int, seed: int, name: str) -> NDArray:
     """At most ``codes`` actions (A, ...) that stand for those ``taken`` (N, ...): these themselves, if they are so few.
 
@@ -299,9 +318,12 @@ def codebook(space: spaces.Box, taken: NDArray, codes: int, seed: int, name: str
     """
     if not 2 <= codes <= MAX_ACTIONS:
         raise UsageError(f"{name}: a codebook has 2 to {MAX_ACTIONS} actions, not {codes}.")
+    if taken.shape[1:] != space.shape:
+        raise DataError(f"{name}: the actions taken are of shape {taken.shape[1:]}, not of {space}.")
     flat = taken.reshape(len(taken), -1).astype(np.float64)
     if not np.isfinite(flat).all():
         raise DataError(f"{name}: the action of step {np.flatnonzero(~np.isfinite(flat).all(1))[0]} is not finite.")
+    flat = np.clip(flat, space.low.reshape(-1), space.high.reshape(-1))  # or several codes would be the same bound
     centres = np.unique(flat, axis=0)
     if len(centres) < 2:
         raise DataError(f"{name}: its demonstrations always take the same action, so there is nothing to choose from.")

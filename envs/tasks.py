@@ -11,16 +11,17 @@ Legend: N levels.
 import dataclasses
 from dataclasses import dataclass
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.envs.episode import ForkMode, MakeEnv, Success, env_name, make
+from headstart.envs.episode import ForkMode, MakeEnv, Success, close, env_name, make_new
 from headstart.envs.errors import UsageError
 from headstart.envs.fork import CopiedStates, choose_fork_mode
 from headstart.envs.frames import FrameReader
 from headstart.envs.spaces import CODES, Choices, Layout
 
-__all__ = ["SPLITS", "Task", "TaskLevels"]
+__all__ = ["SPLITS", "Task", "TaskLevels", "check_numbers", "step_limit"]
 
 SPLITS = ("train", "validation", "test")
 SEEDS = 2**29  # of each split, one after the other
@@ -62,18 +63,17 @@ class Task:
     ) -> "Task":
         """What ``make_env()`` makes.
 
-        ``horizon`` defaults to the limit with which the environment is registered. ``mode`` defaults to what
+        ``horizon`` defaults to the environment's own step limit. ``mode`` defaults to what
         `choose_fork_mode` finds to be exact and fast, which takes it some thousand steps. ``taken`` (N, ...) are the
         actions of an expert, from which actions in a Box get a codebook of ``codes``. Raises UsageError naming what
         cannot be used, and EnvironmentFailed if the environment cannot be forked.
         """
-        env = make(make_env)
+        env = make_new(make_env)
         name = env_name(env)
         reader = FrameReader(env, mission_length)
         choices = Choices.of(env.action_space, taken, codes=codes, seed=seed, name=name)
-        limit = horizon or (env.spec.max_episode_steps if env.spec else None)
-        if not limit or limit < 1:
-            raise UsageError(f"{name}: it has no step limit of its own. Give horizon, the most steps of an episode.")
+        limit = step_limit(env, horizon)
+        close(env)
         mode = mode or choose_fork_mode(make_env, seed=seed).mode
         return cls(name, make_env, mode, choices, reader, reader.layout, limit, success)
 
@@ -92,6 +92,26 @@ class Task:
         if split not in SPLITS or n < 1:
             raise UsageError(f"{self.name}: {n} levels of {split!r}: give at least one, of {', '.join(SPLITS)}.")
         return TaskLevels(self, SPLITS.index(split) * SEEDS + np.arange(n))
+
+
+def check_numbers(name: str, seed: int = 0, history: int = 0, horizon: int | None = None) -> None:
+    """Raises UsageError naming the first that cannot be."""
+    for setting, value, least in (("seed", seed, 0), ("history", history, 0), ("horizon", horizon, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"{name}: {setting}={value}. Give at least {least}.")
+
+
+def step_limit(env: gymnasium.Env, horizon: int | None = None) -> int:
+    """``horizon``, or the step limit of the environment itself. Raises UsageError if there is none."""
+    name = env_name(env)
+    check_numbers(name, horizon=horizon)
+    own = env.spec.max_episode_steps if env.spec else None
+    if own is None and env.has_wrapper_attr("_max_episode_steps"):  # TimeLimit's, around what has no spec
+        own = env.get_wrapper_attr("_max_episode_steps")
+    limit = horizon or own
+    if not limit:
+        raise UsageError(f"{name}: it has no step limit of its own. Give horizon, the most steps of an episode.")
+    return limit
 
 
 @dataclass(frozen=True)

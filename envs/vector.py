@@ -301,7 +301,7 @@ def make_vec_env(
     if isinstance(env, str):
         levels, remembered = bank(env, split, n_levels, cache=cache), 4
     else:
-        task, remembered, horizon = env.task, env.history, horizon or env.horizon
+        task, remembered, horizon = env.task, env.history, env.horizon if horizon is None else horizon
         levels = bank(env.env_id, split, n_levels, cache=cache) if task is None else task.levels(split, n_levels)
     return HeadstartVecEnv(
         levels, n_envs, seed=seed, history=remembered if history is None else history, horizon=horizon

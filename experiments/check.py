@@ -3,7 +3,9 @@
     Taxi-v4
       observations  Discrete(500): frames of 2 bytes
       actions       Discrete(6): 6 branches from every state
+      episode       200 random actions: all that was shown can be read
       engine        no. Taxi-v4: the compiled engine cannot run this environment: ...
+      step limit    200
       repeats       yes: 5 episodes of random actions, played twice, were the same (rewards too)
       fork          by pickle, the fastest way that was exact from 15 states ...
 
@@ -11,6 +13,7 @@ The target is a function that makes an environment, or an id that `gymnasium.mak
 here, and nowhere else before PPO.
 """
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -25,30 +28,35 @@ import numpy as np
 from gymnasium import spaces
 
 from headstart.envs import engine, levels
-from headstart.envs.episode import MODES, Episode, env_name
+from headstart.envs.episode import MODES, Episode, close, env_name, make_new
 from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError
 from headstart.envs.fork import ForkReport, choose_fork_mode
 from headstart.envs.frames import FrameReader
 from headstart.envs.spaces import Choices
+from headstart.envs.tasks import step_limit
 
 __all__ = ["check", "load_target"]
 
 MakeEnv = Callable[[], gymnasium.Env]
 TIMED_ROWS = 256
+MAX_STEPS = 1000  # of the episode that is read
 MAX_TEXT = 80  # of the description of a space
 
 
 def check(target: str) -> int:
     """Probe an environment and print what is found, line by line; returns the exit code.
 
-    0: it can be used. 2: its spaces do not fit. 4: it raises, does not repeat itself or cannot be forked.
+    0: it can be used. 2: its spaces do not fit. 4: it raises, shows what is not of its space, does not repeat itself or
+    cannot be forked. 5: it shows what is not finite.
     Raises UsageError or EnvironmentFailed if there is no such target, or it cannot be made.
     """
     make_env = load_target(target)
+    close(make_new(make_env))
     env = Episode(make_env, seed=0).env
     print(target)
-    exit_code = _report_spaces(env)
+    exit_code = _report_spaces(env) or _report_episode(make_env)
     compiled = _report_engine(env)
+    limited = compiled or _report_limit(env)
     try:
         fork = choose_fork_mode(make_env)
     except HeadstartError as error:
@@ -56,7 +64,7 @@ def check(target: str) -> int:
         return error.exit_code
     _report_fork(fork)
     if exit_code == 0:
-        _report_next(target, env, fork.mode, compiled)
+        _report_next(target, env, fork.mode, compiled, limited)
     return exit_code
 
 
@@ -146,6 +154,33 @@ def _report_spaces(env: gymnasium.Env) -> int:
     return exit_code
 
 
+def _report_episode(make_env: MakeEnv) -> int:
+    """The exit code: 0 if all that an episode of random actions shows is of its space."""
+    try:
+        with contextlib.closing(Episode(make_env, seed=0)) as episode:
+            reader, space = FrameReader(episode.env), episode.env.action_space
+            space.seed(0)
+            reader.read(episode)
+            while not episode.ended and len(episode.actions) < MAX_STEPS:
+                episode.step(space.sample())
+                reader.read(episode)
+    except HeadstartError as error:
+        _line("episode", f"cannot be used. {error}")
+        return error.exit_code
+    _line("episode", f"{len(episode.actions)} random actions: all that was shown can be read")
+    return 0
+
+
+def _report_limit(env: gymnasium.Env) -> bool:
+    """Whether there is a step limit that demonstrations can keep to."""
+    try:
+        _line("step limit", str(step_limit(env)))
+    except UsageError:
+        _line("step limit", "none that can be read: give horizon, the most steps of an episode")
+        return False
+    return True
+
+
 def _short(space: gymnasium.Space) -> str:
     text = str(space)
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
@@ -177,13 +212,15 @@ def _report_fork(fork: ForkReport) -> None:
             _line("", f"{mode:<9} exact, {fork.branches_per_second[mode]:,.0f} branches a second")
 
 
-def _report_next(target: str, env: gymnasium.Env, mode: str, compiled: bool) -> None:
+def _report_next(target: str, env: gymnasium.Env, mode: str, compiled: bool, limited: bool) -> None:
     """A few lines of Python that run as they are printed, but for the policy that only the user can give."""
     if isinstance(env.action_space, spaces.Box):
+        horizon = "" if limited else ", horizon=200"
         code = [
             "from headstart.envs import branch, demonstrate",
             "from headstart.experiments.check import load_target",
-            f'demos = demonstrate(load_target("{target}"), policy, episodes=10, mode="{mode}")  # obs -> action',
+            f'make_env = load_target("{target}")',
+            f'demos = demonstrate(make_env, policy, episodes=10, mode="{mode}"{horizon})  # policy: obs -> action',
             "branches = branch(demos)",
         ]
         _line("next", "\n".join(code))

@@ -18,6 +18,7 @@ from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from headstart.envs.errors import UsageError
 from headstart.envs.spaces import GRID, Layout
 from headstart.models.encoders import Memo, MissionEncoder, Tables, distinct_rows, frame_encoder
 from headstart.models.history import HistoryAttention, Recall
@@ -66,7 +67,10 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
         history = observation_space["frames"].shape[0] - 1  # type: ignore[index]
         self.memory = history if memory is None else memory
         if not 0 <= self.memory <= history:
-            raise ValueError(f"memory={self.memory}, but observations hold {history} earlier frames.")
+            raise UsageError(
+                f"memory={self.memory}, but observations hold {history} earlier frames. Give 0 to {history}, or None "
+                "for all."
+            )
         self.words: int = int(observation_space["mission"].high.max()) + 1  # type: ignore[attr-defined]
         self.view = frame_encoder(self.layout, width, channels)
         self.mission = MissionEncoder(self.words, width)
@@ -130,6 +134,12 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         lr_schedule: Callable[[float], float],
         **settings: Any,
     ):
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+        if not {"frames", "actions", "mission"} <= set(parts) or not isinstance(action_space, spaces.Discrete):
+            raise UsageError(
+                f"HeadstartPolicy cannot act in an environment with observations {observation_space} and actions "
+                f"{action_space}. Make one that it reads: make_vec_env(demos), or make_vec_env with an id of MiniGrid."
+            )
         settings.setdefault("features_extractor_class", FrameHistoryExtractor)
         extractor = settings.get("features_extractor_kwargs") or {}
         settings["features_extractor_kwargs"] = {"n_actions": int(action_space.n), **extractor}

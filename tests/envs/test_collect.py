@@ -3,9 +3,10 @@
 import copy
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from headstart.envs import banks, collect, engine, storage
 from headstart.envs.banks import bank, import_seeds
 from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, practise, replay, save_demos
+from headstart.envs.datasets import demonstrate
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.instructions import ALTERATIONS
 from headstart.envs.levels import export_level, level_hash
@@ -131,6 +133,8 @@ def test_the_step_limit_is_minigrids_own_for_every_level(monkeypatch: pytest.Mon
         ({"episodes": 2, "horizon": 2}, DataError, "solved only 0 of 5 levels within 2 steps.*raise the horizon"),
         ({"episodes": 2, "env_id": "CartPole-v1"}, UsageError, "No expert for CartPole-v1"),
         ({"episodes": 2, "split": "exam"}, UsageError, "exam"),
+        ({"episodes": 2, "history": -1}, UsageError, "history=-1. Give at least 0"),
+        ({"episodes": 2, "horizon": 0}, UsageError, "horizon=0. Give at least 1"),
     ],
 )
 def test_demonstrations_that_cannot_be_had(
@@ -312,6 +316,42 @@ def test_branching_is_decided_by_its_generator_and_leaves_the_states_alone(demos
     assert_equal((states.state_hash(), states.observe(), states.t), before)
     assert_equal(vars(one), vars(same))
     assert (one.action != other.action).any()
+
+
+class Copied(gymnasium.Env):
+    """Which of its copies are alive, and how many were at most."""
+
+    action_space: gymnasium.Space = gymnasium.spaces.Discrete(3)
+    observation_space: gymnasium.Space = gymnasium.spaces.Box(-99, 99, (1,), np.float32)
+    alive: ClassVar[weakref.WeakSet] = weakref.WeakSet()
+    most = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.at = np.float32(0)
+        return np.array([self.at]), {}
+
+    def step(self, action: Any) -> Any:
+        self.at += np.float32(action + self.np_random.random())
+        return np.array([self.at]), 0.0, bool(self.at > 15), False, {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        Copied.alive.add(self)
+        Copied.most = max(Copied.most, len(Copied.alive))
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_copies_of_python_environments_live_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, k: int | None) -> None:
+    demos = demonstrate(Copied, lambda obs: int(obs[0]) % 3, 3, horizon=10, mode="pickle")
+    states, results = replay(demos), []
+    for copies in (10**6, 7):
+        Copied.alive.clear()
+        Copied.most = 0
+        monkeypatch.setattr(collect, "COPIES", copies)
+        results.append(vars(branch(states, k=k, rng=np.random.default_rng(0))))
+        assert Copied.most == min(copies, len(states) * (k or 3))
+    assert_equal(*results)
 
 
 def test_transitions_are_what_a_simulator_would_remember(demos: Demos) -> None:

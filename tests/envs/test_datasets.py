@@ -1,8 +1,9 @@
 """Demonstrations from functions, trained policies and Minari: what is branched is where the expert has been."""
 
+import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -170,14 +171,112 @@ def test_bad_observations_are_named(demos: Demos) -> None:
         Demos(**{**vars(demos), "obs": obs})
 
 
+def test_an_expert_and_an_environment_may_write_into_their_arrays_again() -> None:
+    action = np.zeros(1, np.float32)
+
+    def reuses(obs: Any) -> Any:
+        action[:] = expert(obs)
+        return action
+
+    class Reuses(Reach):
+        def step(self, action: Any):
+            result = super().step(action)
+            action[:] = 7
+            return result
+
+    ours, theirs = (demonstrate(Reach, policy, 3, horizon=20, mode="deepcopy") for policy in (expert, reuses))
+    own = demonstrate(Reuses, reuses, 3, horizon=20, mode="deepcopy")
+    assert len(np.unique(np.asarray(ours.exact))) > 1
+    np.testing.assert_array_equal(theirs.exact, ours.exact)
+    np.testing.assert_array_equal(own.exact, ours.exact)
+
+
+@pytest.mark.parametrize(
+    ("make_env", "wrong"),
+    [
+        (Reach, np.zeros(2, np.float32)),
+        (Reach, np.array([np.nan], np.float32)),
+        (Reach, [[0.0], [0.0, 1.0]]),
+        (Reach, None),
+        (Pairs, np.array([0, 2])),
+        (Pairs, np.array([0, 0.5])),
+    ],
+)
+def test_what_is_no_action_is_named_with_its_demonstration_and_step(make_env: Any, wrong: Any) -> None:
+    asked = iter(range(99))
+    good = np.zeros(1, np.float32) if make_env is Reach else np.zeros(2, np.int64)
+    where = r"for demonstration 1, in the episode of seed \d+, step 2 after"
+    with pytest.raises(DataError, match=rf"(?s){make_env.__name__}: the policy gave .*, which is none of .*, {where}"):
+        demonstrate(make_env, lambda obs: wrong if next(asked) == 7 else good, 2, horizon=5)
+
+
+def test_an_expert_may_answer_with_a_truth() -> None:
+    demos = demonstrate(lambda: gymnasium.make("CartPole-v1"), lambda obs: obs[2] > 0, 1, horizon=9, mode="deepcopy")
+    assert set(demos.action) <= {0, 1}
+
+
 def test_none_is_too_few() -> None:
     with pytest.raises(DataError, match="0 demonstrations were asked for"):
         demonstrate(Reach, expert, 0, horizon=5)
 
 
 def test_a_step_limit_is_needed() -> None:
+    def never(obs: Any) -> Any:
+        raise AssertionError("it was asked before there is a limit, and would be asked forever")
+
     with pytest.raises(UsageError, match="Give horizon"):
-        demonstrate(Pairs, two_legs, 1)
+        demonstrate(Pairs, never, 1)
+    with pytest.raises(UsageError, match=r"Pairs: horizon=0\. Give at least 1"):
+        demonstrate(Pairs, never, 1, horizon=0)
+
+
+@pytest.mark.parametrize("wrong", ["seed", "history"])
+def test_numbers_that_cannot_be_are_refused_first(wrong: str) -> None:
+    with pytest.raises(UsageError, match=rf"Pairs: {wrong}=-1\. Give at least 0"):
+        demonstrate(Pairs, lambda obs: 1 / 0, 1, horizon=5, **{wrong: -1})
+
+
+def test_the_horizon_of_an_environment_of_demonstrations_is_not_guessed(demos: Demos) -> None:
+    with pytest.raises(UsageError, match="horizon=0"):
+        make_vec_env(demos, 2, horizon=0)
+
+
+def test_the_limit_of_a_wrapper_is_the_environments_own() -> None:
+    def limited() -> gymnasium.Env:
+        return gymnasium.wrappers.TimeLimit(Pairs(), 15)
+
+    assert demonstrate(limited, two_legs, 1, mode="deepcopy").horizon == 15
+    assert demonstrate(limited, two_legs, 1, horizon=9, mode="deepcopy").horizon == 9
+
+
+class Holds(Reach):
+    """Has to be closed, and cannot be copied."""
+
+    open: ClassVar[set[int]] = set()
+    made = 0
+
+    def __init__(self) -> None:
+        Holds.made += 1
+        self.number, self.lock = Holds.made, threading.Lock()
+        self.open.add(self.number)
+
+    def close(self) -> None:
+        self.open.discard(self.number)
+
+
+def test_every_environment_is_closed_that_nobody_needs_any_more() -> None:
+    demos = demonstrate(Holds, expert, 2, horizon=20)
+    assert demos.task is not None
+    assert demos.task.mode == "replay"
+    branch(demos)
+    to_minari(demos, "headstart/holds-v0", **ABOUT)
+    from_minari("headstart/holds-v0", Holds)
+    assert Holds.made > 100
+    assert not Holds.open
+    states = demos.task.states(np.arange(2))
+    assert len(Holds.open) == 2
+    del states
+    assert not Holds.open
 
 
 # ---- files ----
@@ -263,6 +362,22 @@ def test_there_and_back() -> None:
     assert len(from_minari("headstart/reach-v0", Reach, episodes=2).length) == 2
     with pytest.raises(UsageError, match="Give make_env"):
         from_minari("headstart/reach-v0")
+    with pytest.raises(UsageError, match=r"reach-v0: is there already. Give another id"):
+        to_minari(demos, "headstart/reach-v0", **ABOUT)
+
+
+def test_an_environment_that_shows_the_same_array_again_is_written_as_it_was() -> None:
+    class Same(Reach):
+        def look(self):
+            self.shown = getattr(self, "shown", np.zeros(1, np.float32))
+            self.shown[:] = self.at
+            return {"at": self.shown, "goal": self.goal}
+
+    demos = demonstrate(Same, expert, 2, horizon=20, mode="deepcopy")
+    record = to_minari(demos, "headstart/same-v0", **ABOUT)[0]
+    seen = demos.layout.features(demos.obs["frames"][:, -1])[: demos.length[0], 0]
+    assert len(np.unique(seen)) > 1
+    np.testing.assert_array_equal(record.observations["at"][:-1, 0], seen)
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """Episodes: forks that live alone, and failures that say where."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
 
-from headstart.envs.episode import MODES, Episode, ForkMode, env_name, make
+from headstart.envs.episode import MODES, Episode, ForkMode, env_name, make, make_new
 from headstart.envs.errors import EnvironmentFailed, UsageError
 
 
@@ -39,9 +41,40 @@ def test_a_failure_says_where() -> None:
     )
 
 
+def test_what_is_not_gymnasiums_interface_is_named() -> None:
+    class Arrays(gymnasium.Wrapper):
+        def step(self, action: Any):
+            return self.env.step(action)[0], 0.0, np.zeros(2), False, {}
+
+    class Old(gymnasium.Wrapper):
+        def reset(self, **settings: Any):
+            return np.zeros(2)
+
+    with pytest.raises(EnvironmentFailed, match=r"FrozenLake-v1: step\(1\) failed .* step 0: ValueError: .* ambiguous"):
+        Episode(lambda: Arrays(frozen_lake()), 0).step(1)
+    with pytest.raises(EnvironmentFailed, match=r"FrozenLake-v1: reset\(\) failed .* it has to return an obs"):
+        Episode(lambda: Old(frozen_lake()), 0)
+
+
 def test_what_makes_no_environment_is_refused() -> None:
     assert env_name(make(frozen_lake)) == "FrozenLake-v1"
     with pytest.raises(UsageError, match=r"make_env\(\) returned a str, not a gymnasium.Env"):
         make(lambda: "CartPole-v1")  # type: ignore[arg-type,return-value]
     with pytest.raises(EnvironmentFailed, match=r"make_env\(\) raised ZeroDivisionError"):
         make(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+
+
+def test_one_environment_for_all_episodes_is_refused() -> None:
+    one = gymnasium.make("FrozenLake-v1").unwrapped
+    assert make_new(frozen_lake).unwrapped is not one
+    for make_env in (lambda: one, lambda: gymnasium.wrappers.TimeLimit(one, 5)):
+        with pytest.raises(UsageError, match=r"FrozenLake-v1: make_env\(\) returns the same environment each"):
+            make_new(make_env)
+
+
+def test_that_an_environment_cannot_be_closed_is_nobodys_trouble() -> None:
+    class Stuck(gymnasium.Wrapper):
+        def close(self) -> None:
+            raise RuntimeError("it is gone already")
+
+    Episode(lambda: Stuck(frozen_lake()), 0).close()

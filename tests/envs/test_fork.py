@@ -372,6 +372,19 @@ def test_rewards_are_not_read_until_asked_for():
         simulator.reward()
 
 
+def test_a_reward_that_is_no_number_is_named():
+    class Divides(Walk):
+        def pay(self):
+            return np.inf if self.time == 2 else 1.0
+
+    states = CopiedStates(Divides, [5, 6], "deepcopy")
+    states.step(np.array([0, 1]), np.array([2, 2]))
+    assert states.reward().tolist() == [1, 1]
+    states.step(np.array([1]), np.array([2]))
+    with pytest.raises(EnvironmentFailed, match=r"Divides: reading the reward failed .* seed 6, step 2 .*: it is inf"):
+        states.reward()
+
+
 def test_success_is_what_the_environment_says_or_a_positive_reward_at_its_end():
     states = CopiedStates(make(TAXI), [0], "deepcopy")
     states._episodes[0].terminated = True
@@ -405,7 +418,9 @@ def test_errors_while_stepping_name_the_episode():
         infinite.step(np.array([0]), np.array([0]))
 
 
-def test_bad_actions_and_spaces_are_refused():
+def test_bad_actions_modes_and_spaces_are_refused():
+    with pytest.raises(UsageError, match="mode='copy': choose one of deepcopy, pickle, replay"):
+        CopiedStates(Walk, [0], "copy")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"1 numbers in 0..2, not \[3\]"):
         CopiedStates(Walk, [0], "pickle").step(np.array([0]), np.array([3]))
     with pytest.raises(UsageError, match=r"Pendulum-v1: its actions are Box"):

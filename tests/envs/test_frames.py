@@ -67,7 +67,7 @@ def test_the_parts_of_an_observation_follow_one_another():
 
 
 def test_observations_that_do_not_fit_are_refused():
-    with pytest.raises(UsageError, match="Shows: its observation is a Text"):
+    with pytest.raises(UsageError, match=r"Shows: its observation is a Text"):
         FrameReader(Shows(spaces.Text(5), "x"))
     with pytest.raises(EnvironmentFailed, match=r"float32 of shape \(3,\), not Box"):
         read(spaces.Box(0, 1, (2,), np.float32), np.zeros(3, np.float32))
@@ -78,8 +78,49 @@ def test_observations_that_do_not_fit_are_refused():
     mission = spaces.Dict({"mission": spaces.Text(50), "x": spaces.Discrete(2)})
     with pytest.raises(DataError, match="xyzzy"):
         read(mission, {"mission": "xyzzy", "x": 0}, 5)
-    with pytest.raises(UsageError, match="give mission_length"):
+    with pytest.raises(UsageError, match="Give mission_length"):
         read(mission, {"mission": "go", "x": 0})
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "why"),
+    [
+        (spaces.Discrete(10), 5.1, "it is 5.1, outside"),
+        (spaces.MultiDiscrete([3, 3]), np.array([1.0, 2.0]), r"it is \[1. 2.\], outside"),
+        (spaces.Box(-9, 9, (1,), np.int8), np.array([300]), r"it is \[300\], which does not fit into int8"),
+    ],
+)
+def test_numbers_are_not_rounded_or_wrapped(space: spaces.Space, value: Any, why: str):
+    with pytest.raises(EnvironmentFailed, match=why):
+        read(space, value)
+
+
+PAIR = spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)])})
+ASKS = spaces.Dict({"mission": spaces.Text(50), "x": spaces.Discrete(2)})
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "why"),
+    [
+        (PAIR, {"a": 0}, "KeyError: 'b'"),
+        (PAIR, np.zeros(2), "IndexError"),
+        (PAIR, {"a": 0, "b": (0,)}, "IndexError"),
+        (PAIR, {"a": 0, "b": None}, "TypeError"),
+        (spaces.Discrete(2), None, "TypeError"),
+        (spaces.Discrete(2), "left", "ValueError"),
+        (spaces.Box(0, 1, (2,), np.float32), [[0], [0, 1]], "ValueError"),
+        (ASKS, {"mission": 5, "x": 0}, "AttributeError"),
+    ],
+)
+def test_observations_of_another_structure_are_named(space: spaces.Space, value: Any, why: str):
+    with pytest.raises(EnvironmentFailed, match=rf"(?s)Shows: an observation failed .* step 0: it is not of .*{why}"):
+        read(space, value, 5)
+
+
+def test_spaces_in_which_nothing_is_seen_are_refused():
+    for space in (spaces.Box(0, 1, (0,), np.float32), spaces.Dict({}), spaces.Dict({"mission": spaces.Text(9)})):
+        with pytest.raises(UsageError, match=r"Shows: its observation .* holds no numbers"):
+            FrameReader(Shows(space, None), mission_length=2)
 
 
 def test_minigrid_cells_outside_the_packing_are_refused():

@@ -113,3 +113,17 @@ def test_some_mission_reaches_the_stated_length():
 def test_environments_without_missions_are_refused():
     with pytest.raises(UsageError, match="CartPole-v1 has no missions"):
         mission_length("CartPole-v1")
+
+
+def test_missions_of_any_text_have_no_known_length():
+    space = gymnasium.spaces.Dict({"mission": gymnasium.spaces.Text(40)})
+
+    class Told(gymnasium.Env):
+        observation_space: gymnasium.Space = space
+
+    gymnasium.register("HeadstartTest/Told-v0", Told)
+    try:
+        with pytest.raises(UsageError, match=r"Told-v0: how long its missions .* are Text.*Give mission_length"):
+            mission_length("HeadstartTest/Told-v0")
+    finally:
+        del gymnasium.registry["HeadstartTest/Told-v0"]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from headstart.envs import engine, missions
+from headstart.envs import simulator as simulator_module
 from headstart.envs.banks import bank, import_seeds
+from headstart.envs.errors import UsageError
 from headstart.envs.simulator import GridStates, Obs, Simulator, push, uniform_actor
 
 EMPTY = "MiniGrid-Empty-5x5-v0"
@@ -153,6 +155,12 @@ def test_the_horizon_truncates(horizon: int) -> None:
     assert episodes.truncated.tolist() == [True]
     assert episodes.terminated.tolist() == episodes.success().tolist() == [horizon == len(SOLUTION)]
     assert episodes.step(np.array([engine.LEFT])) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"horizon": 0}, {"history": -1}])
+def test_numbers_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        simulator(EMPTY, 1, **wrong)
 
 
 def test_the_levels_own_limit_truncates() -> None:
@@ -329,3 +337,52 @@ def test_luck_changes_what_others_do_and_nothing_else(tmp_path: Path) -> None:
     np.testing.assert_equal(episodes.state_hash(), before)
     still = bank("MiniGrid-DoorKey-5x5-v0", "train", 4, cache=tmp_path)
     assert Simulator(GridStates.of(still), history=2, horizon=20).luck(5) is None
+
+
+class Line:
+    """States that show how many steps were taken, modulo 7; not a grid's."""
+
+    n_actions = 3
+
+    def __init__(self, n: int):
+        self.at = np.zeros(n, np.int64)
+
+    def take(self, index: np.ndarray) -> "Line":
+        other = Line(len(index))
+        other.at = self.at[index]
+        return other
+
+    def put(self, index: np.ndarray, states: "Line") -> None:
+        self.at[index] = states.at
+
+    def step(self, at: np.ndarray, action: np.ndarray, exact: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        self.at[at] += 1
+        return np.zeros(len(at), np.bool_), np.zeros(len(at), np.bool_)
+
+    def frame(self) -> np.ndarray:
+        return (self.at % 7)[:, None].astype(np.uint8)
+
+    def mission(self) -> np.ndarray:
+        return np.zeros((len(self.at), 1), np.uint8)
+
+
+def test_a_far_horizon_costs_no_memory_until_it_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Simulator(Line(4), history=1, horizon=10**10)._seen.nbytes < 10**5  # type: ignore[arg-type]
+    actions = np.random.default_rng(0).integers(3, size=(50, 4))
+    remembered = []
+    for room in (2, 100):  # grown four times, or large enough
+        monkeypatch.setattr(simulator_module, "ROOM", room)
+        episodes = Simulator(Line(4), history=1, horizon=45)  # type: ignore[arg-type]
+        fresh = Simulator(Line(1), history=1, horizon=45)  # type: ignore[arg-type]
+        for t, action in enumerate(actions):
+            episodes.step(action)
+            if t == 20:
+                early = episodes.fork()
+            if t == 30:
+                episodes.put(np.array([1]), fresh)  # as wide as it was at first
+        early.put(np.array([0, 2]), episodes.fork(np.array([0, 2])))  # wider
+        assert episodes.t.tolist() == [45, 19, 45, 45]
+        np.testing.assert_array_equal(episodes.taken()[3], actions[:45, 3])
+        remembered.append([*episodes.taken(), *early.taken(), episodes.revisit, early.revisit, early.t])
+    for small, large in zip(*remembered, strict=True):
+        np.testing.assert_array_equal(small, large)

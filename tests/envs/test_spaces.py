@@ -170,11 +170,18 @@ def test_a_codebook_stays_inside_its_space() -> None:
     assert all(choices.space.contains(choices.action(code)) for code in range(len(choices)))
 
 
+def test_actions_beyond_the_bounds_are_one_code() -> None:
+    taken = np.array([[0.5], [2.0], [3.0], [4.0], [-5.0], [-6.0]])
+    assert Choices.of(spaces.Box(-1, 1, (1,), np.float32), taken, codes=3).table.tolist() == [[-1.0], [0.5], [1.0]]
+
+
 def test_actions_that_give_no_codebook_are_refused() -> None:
     space = spaces.Box(-1, 1, (1,), np.float32)
     with pytest.raises(DataError, match="always take the same action"):
         Choices.of(space, np.zeros((4, 1)))
     with pytest.raises(DataError, match="the action of step 2 is not finite"):
         Choices.of(space, np.array([[0.0], [1.0], [np.nan]]))
+    with pytest.raises(DataError, match=r"of shape \(2,\), not of Box"):
+        Choices.of(space, np.zeros((4, 2)))
     with pytest.raises(UsageError, match="2 to 254 actions, not 1"):
         Choices.of(space, np.array([[0.0], [1.0]]), codes=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from headstart.envs.errors import EnvironmentFailed, UsageError
+from headstart.envs.errors import Diverged, EnvironmentFailed, UsageError
 from headstart.experiments.check import check, load_target
 
 USER_MODULE = """
@@ -33,6 +33,37 @@ def make_many():
 
 def make_pendulum():
     return gymnasium.make("Pendulum-v1", max_episode_steps=20)
+
+class Lies(gymnasium.Wrapper):
+    # what it shows after five steps is another thing than its space says
+
+    shown = np.zeros(3, np.float32)
+
+    def reset(self, **settings):
+        self.steps = 0
+        return self.env.reset(**settings)
+
+    def step(self, action):
+        self.steps += 1
+        obs, *rest = self.env.step(action)
+        return (self.shown if self.steps == 5 else obs), *rest
+
+class Nan(Lies):
+    shown = np.full(4, np.nan, np.float32)
+
+def make_lies():
+    return Lies(gymnasium.make("CartPole-v1"))
+
+def make_nan():
+    return Nan(gymnasium.make("CartPole-v1"))
+
+one = gymnasium.make("CartPole-v1")
+
+def make_one():
+    return one
+
+def make_endless():
+    return gymnasium.make("Pendulum-v1").unwrapped
 
 def make_short():
     return gymnasium.make("MiniGrid-Empty-5x5-v0", max_steps=10)
@@ -61,6 +92,8 @@ def test_a_good_environment(capsys):
     assert report.startswith("CartPole-v1\n  observations  Box(")
     assert "frames of 16 bytes" in report
     assert "Discrete(2): 2 branches from every state" in report
+    assert "random actions: all that was shown can be read" in report
+    assert "step limit    500" in report
     assert "CartPoleEnv is not a MiniGrid or BabyAI environment" in report
     assert "repeats       yes" in report
     assert report.count("exact, ") == 3
@@ -88,6 +121,32 @@ def test_what_the_engine_runs(user_module, capsys):
     assert "gymnasium.register() it" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("make_env", "error", "why"),
+    [
+        ("make_lies", EnvironmentFailed, "seed 0, step 5 after the actions"),
+        ("make_nan", Diverged, "an observation is not finite in the episode of seed 0, step 5"),
+    ],
+)
+def test_what_an_environment_shows_is_read_to_the_end_of_an_episode(user_module, capsys, make_env, error, why):
+    assert check(f"{user_module}:{make_env}") == error.exit_code
+    report = capsys.readouterr().out
+    assert why in report.split("episode       cannot be used. ")[1]
+    assert "next" not in report
+
+
+def test_one_environment_for_all_episodes(user_module):
+    with pytest.raises(UsageError, match="returns the same environment each time"):
+        check(f"{user_module}:make_one")
+
+
+def test_where_there_is_no_step_limit_one_has_to_be_given(user_module, capsys):
+    assert check(f"{user_module}:make_endless") == 0
+    report = capsys.readouterr().out
+    assert "step limit    none that can be read: give horizon" in report
+    assert ", horizon=200)" in report.split("next")[1]
+
+
 def test_an_environment_that_cannot_be_forked(user_module, capsys):
     assert check(f"{user_module}:make_noisy") == EnvironmentFailed.exit_code
     report = capsys.readouterr().out
@@ -99,7 +158,7 @@ def test_actions_in_a_box_get_a_codebook_from_demonstrations(user_module, capsys
     assert check(f"{user_module}:make_pendulum") == 0
     report = capsys.readouterr().out
     assert "Box(-2.0, 2.0, (1,), float32): as many branches as the codebook that demonstrations give it" in report
-    assert "demos = demonstrate(load_target(" in report
+    assert "demos = demonstrate(make_env, policy" in report
 
 
 def test_spaces_that_do_not_fit(user_module, capsys):

@@ -48,3 +48,7 @@ def test_a_loss_that_is_no_number_is_named_before_it_does_harm() -> None:
     with pytest.raises(Diverged, match=r"a test: the loss is nan at update 1. Lower the learning rate"):
         descend((weight * float("nan")).sum())
     assert torch.equal(weight, before)
+
+
+def test_no_updates_are_no_error() -> None:
+    assert len(rates(0, 4)) == 3

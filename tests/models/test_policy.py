@@ -4,12 +4,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from headstart.envs.errors import UsageError
 from headstart.models import encoders, policy
 from headstart.models.history import hide_past
 from headstart.models.optimizer import Descent
@@ -178,11 +180,18 @@ def test_beyond_the_recent_frames_what_was_seen_counts_and_when_does_not(monkeyp
 
 @pytest.mark.parametrize("memory", [-1, HISTORY + 1])
 def test_a_memory_that_observations_do_not_hold_is_refused(memory: int) -> None:
-    with pytest.raises(ValueError, match=f"memory={memory}.*{HISTORY} earlier frames"):
+    with pytest.raises(UsageError, match=f"memory={memory}.*{HISTORY} earlier frames"):
         FrameHistoryExtractor(space(), A, memory)
 
 
 # ---- the policy ----
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_an_environment_that_is_not_read_is_refused(env_id: str) -> None:
+    env = gymnasium.make(env_id)
+    with pytest.raises(UsageError, match=r"cannot act in an environment with observations Box.*make_vec_env\(demos\)"):
+        HeadstartPolicy(env.observation_space, env.action_space, lambda _: 1e-3)  # type: ignore[arg-type]
+
+
 def made_policy(memory: int | None = None, seed: int = 0, **settings: Any) -> HeadstartPolicy:
     torch.manual_seed(seed)
     kwargs = {"memory": memory, "width": 8, "channels": 4}
