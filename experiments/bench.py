@@ -268,12 +268,6 @@ def walked(env_id: str, n: int, seed: int = 0) -> tuple[NDArray[np.uint8], list[
     return rows, [export_level(row, env_id, int(s)) for row, s in zip(rows, levels.seed, strict=True)]
 
 
-def deepcopy_branch(env: gymnasium.Env, action: int) -> NDArray[np.uint8]:
-    """The frame after ``action``, from a copy of a Python environment, which stays as it is."""
-    obs = copy.deepcopy(env.unwrapped).step(action)[0]
-    return pack(obs["image"], obs["direction"])
-
-
 def branches(options: "Options", states: int = 64, copies: int = 64) -> list[Row]:
     """Seven actions from every state: a call of the engine, against a deep copy and a step for each."""
     rows = []
@@ -295,6 +289,19 @@ def branches(options: "Options", states: int = 64, copies: int = 64) -> list[Row
         measured = in_turns(options.sides(ours=ours, theirs=theirs), options.rounds)
         what = f"engine.branch of {len(state)} states x 7 actions / copy.deepcopy + step, each with its observation"
         rows.append(compare("branches", env_id, **measured, target=target, unit="branches/s", what=what))
+
+        levels = import_seeds(env_id, range(states))
+        known = Simulator(GridStates.of(levels), history=4, horizon=200).fork(np.tile(np.arange(states), copies))
+
+        def learned_from(known: Simulator = known) -> int:
+            return branch(known).env_steps
+
+        measured = in_turns(options.sides(ours=learned_from, theirs=theirs), options.rounds)
+        what = (
+            f"envs.branch of {len(known)} states, as learners call it: proven forks, histories, what was seen before / "
+            "copy.deepcopy + step"
+        )
+        rows.append(compare("branches_learned", env_id, **measured, target="", unit="branches/s", what=what))
     return rows
 
 

@@ -27,11 +27,13 @@ import minigrid.envs  # noqa: F401  registers the ids
 import numpy as np
 from gymnasium import spaces
 
-from headstart.envs import engine, levels
+from headstart.envs import levels
+from headstart.envs.collect import branch
 from headstart.envs.episode import MODES, Episode, close, env_name, make_new
 from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError
 from headstart.envs.fork import ForkReport, choose_fork_mode
 from headstart.envs.frames import FrameReader
+from headstart.envs.simulator import GridStates, Simulator
 from headstart.envs.spaces import Choices
 from headstart.envs.tasks import step_limit
 
@@ -193,11 +195,11 @@ def _report_engine(env: gymnasium.Env) -> bool:
         _line("engine", f"no. {error}")
         return False
     rows = np.repeat(row[None], TIMED_ROWS, axis=0)
-    action = np.tile(np.arange(engine.n_actions(rows)), (TIMED_ROWS, 1))
-    engine.branch(rows, action)  # compiles, the first time
+    states = Simulator(GridStates(rows, np.zeros((TIMED_ROWS, 1), np.uint8)), history=4, horizon=200)
+    branch(states)  # compiles, the first time
     start = time.perf_counter()
-    engine.branch(rows, action)
-    _line("engine", f"yes, {action.size / (time.perf_counter() - start):,.0f} branches a second")
+    made = branch(states)
+    _line("engine", f"yes, {made.env_steps / (time.perf_counter() - start):,.0f} branches a second")
     return True
 
 

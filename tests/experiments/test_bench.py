@@ -53,7 +53,8 @@ def test_both_sides_branch_the_same_states(env_id: str):
     frame = engine.branch(rows, np.tile(np.arange(7), (3, 1))).frame
     for n, env in enumerate(envs):
         for action in range(7):
-            np.testing.assert_array_equal(frame[n, action, 0], bench.deepcopy_branch(env, action))
+            obs = copy.deepcopy(env.unwrapped).step(action)[0]
+            np.testing.assert_array_equal(frame[n, action, 0], bench.pack(obs["image"], obs["direction"]))
 
 
 def test_states_to_branch_are_in_the_middle_of_episodes():
@@ -137,7 +138,7 @@ def test_ppo_sides_have_equal_networks_and_settings(tmp_path: Path):
 @pytest.mark.parametrize(
     ("group", "sizes", "n_rows"),
     [
-        ("branches", {"states": 2, "copies": 2}, 3),
+        ("branches", {"states": 2, "copies": 2}, 6),
         ("steps", {"sizes": (2, 3)}, 6),
         ("level_import", {"n": 2}, 3),
         ("ppo", {"rollout": 32, "envs": 4, "batch_size": 16, "levels": 8}, 6),
