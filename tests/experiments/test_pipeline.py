@@ -595,7 +595,7 @@ def test_an_arm_that_fails_does_not_stop_the_others(finished: Path, tmp_path: Pa
     """And what a process of the pool writes is what this process writes."""
     impossible = Arm(BC, memory=9, rl=False)  # it looks further back than its observations
     arms = {"impossible": impossible, "bc": TINY.arms["bc"]}
-    with pytest.raises(ValueError, match="memory=9"):
+    with pytest.raises(UsageError, match="memory=9"):
         run_all(changed(arms=arms), (0,), tmp_path, device="cpu", processes=1)
     again, before = contents(tmp_path), contents(finished)
     assert "tiny/impossible/seed0/summary.json" not in again
