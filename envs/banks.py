@@ -12,6 +12,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import sys
 import time
 import warnings
 import zlib
@@ -31,11 +32,13 @@ from headstart.envs import engine, storage
 from headstart.envs.engine import Rows
 from headstart.envs.errors import Busy, DataError, UsageError
 from headstart.envs.levels import EndlessReset, import_level, level_hash, reset_level
+from headstart.envs.processes import end_with_parent
 
 __all__ = ["Levels", "bank", "default_cache", "import_seeds", "split_of"]
 
 SPLITS = {"test": 2, "validation": 1, "train": 5}  # of eight levels
 BLOCK = 256  # seeds in one file of a bank
+PATIENCE = 5.0  # seconds, before it is said who is waited for
 KIND = "headstart levels"
 
 
@@ -209,10 +212,11 @@ class _Blocks:
             yield map
             return
         # fork: the children know what the caller has registered, and need no __main__ guard. They only import
-        # levels, so no thread that the fork leaves behind (of torch, of TensorBoard) can hold what they need.
+        # levels, so no thread that the fork leaves behind (of torch, of TensorBoard) can hold what they need. They
+        # inherit the lock of the directory, and must not outlive who has taken it.
         with (
             warnings.catch_warnings(),
-            ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool,
+            ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), end_with_parent) as pool,
         ):
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             yield pool.map
@@ -248,12 +252,16 @@ class _Blocks:
 
     @contextlib.contextmanager
     def _writer(self) -> Iterator[None]:
-        """Hold the directory's lock; another process that makes the same bank is waited for."""
+        """Hold the directory's lock; another process that makes the same bank is waited for, and named."""
+        started, said = time.monotonic(), False
         while True:
             with contextlib.ExitStack() as stack:
                 try:
                     stack.enter_context(storage.lock(self.directory))
-                except Busy:
+                except Busy as busy:
+                    if not said and time.monotonic() - started > PATIENCE:
+                        print(f"headstart: waiting for levels of {self.env_id}: {busy}", file=sys.stderr, flush=True)
+                        said = True
                     time.sleep(0.1)
                     continue
                 yield

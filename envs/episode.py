@@ -59,7 +59,7 @@ class Episode:
                 self.obs, self.info = self.env.reset(seed=seed)
             if not isinstance(self.info, dict):
                 raise TypeError(f"it has to return an observation and a dict, not a {type(self.info).__name__}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.failed("reset()", error) from error
 
     @property
@@ -76,7 +76,7 @@ class Episode:
         try:
             self.obs, self.reward, terminated, truncated, self.info = self.env.step(copy.deepcopy(action))
             self.terminated, self.truncated = bool(terminated), bool(truncated)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.failed(f"step({action})", error) from error
         self.actions.append(copy.deepcopy(action))
         self.rewards.append(self.reward)
@@ -117,7 +117,7 @@ class Episode:
 
     def failed(self, what: str, why: object) -> EnvironmentFailed:
         """The error that says where this environment failed."""
-        why = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
+        why = f"{type(why).__name__}: {why}" if isinstance(why, BaseException) else why
         return EnvironmentFailed(f"{self.name}: {what} failed {self.where()}: {why}")
 
     def where(self) -> str:
@@ -130,7 +130,7 @@ def make(make_env: MakeEnv) -> gymnasium.Env:
     """The environment that `make_env()` makes. Raises EnvironmentFailed or UsageError if it makes none."""
     try:
         env = make_env()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EnvironmentFailed(f"make_env() raised {type(error).__name__}: {error}") from error
     if not isinstance(env, gymnasium.Env):
         raise UsageError(

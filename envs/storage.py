@@ -63,6 +63,7 @@ __all__ = [
     "save_json",
     "save_text",
     "save_weights",
+    "verify",
 ]
 
 MANIFEST = "manifest.json"
@@ -186,6 +187,13 @@ def digest(path: FilePath) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(directory: FilePath) -> None:
+    """Compare all artefacts of a directory with its manifest. Raises DataError naming the first that is damaged."""
+    for name in _read_manifest(Path(directory)):
+        if (path := Path(directory) / name).is_file():
+            _read_checked(path)
 
 
 def digest_of(value: Any) -> str:

@@ -123,7 +123,7 @@ def _import(target: str, module: str) -> None:
             f"{target}: there is no module {error.name}, neither installed nor in {here}. "
             "Start the command in the directory that has it, or install it."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         why = f"{type(error).__name__}: {error}"
         raise EnvironmentFailed(f"{target}: importing {module} raised {why}") from error
 

@@ -109,14 +109,9 @@ class Run:
         return 0
 
     def _check(self) -> None:
-        wrong = [seed for seed in self.seed if not 0 <= seed < SEED_LIMIT]
-        if wrong or not self.seed:
-            given = f"{wrong[0]} is not between 0 and {SEED_LIMIT - 1}" if wrong else "no seed is given"
-            raise UsageError(f"--seed: {given}. Give one or more, as in --seed 0 1 2.")
+        _check_seeds(self.seed)
         if self.processes is not None and self.processes < 1:
             raise UsageError(f"--processes {self.processes}: at least one is needed.")
-        if self.demos is not None and self.demos < 1:
-            raise UsageError(f"--demos {self.demos}: at least one is needed.")
         if self.rl_steps is not None and self.rl_steps < 1:
             raise UsageError(f"--rl-steps {self.rl_steps}: at least one is needed. Use --no-rl to leave PPO out.")
         if self.rl_steps is not None and self.no_rl:
@@ -139,23 +134,23 @@ class Run:
         if self.no_rl:
             arms = {name: dataclasses.replace(arm, rl=False) for name, arm in arms.items()}
         rl = experiment.rl if self.rl_steps is None else dataclasses.replace(experiment.rl, steps=self.rl_steps)
-        experiment = dataclasses.replace(experiment, arms=arms, rl=rl)
-        if self.demos in (None, experiment.demos):
-            return experiment
-        if self.demos > experiment.train_levels:
-            raise UsageError(
-                f"--demos {self.demos}: {experiment.name} has {experiment.train_levels} training levels, and each is "
-                "demonstrated at most once. Ask for fewer."
-            )
-        # a name of its own, so that it shares neither directory nor table with the full number
-        return dataclasses.replace(experiment, name=f"{experiment.name}-{self.demos}", demos=self.demos)
+        return _with_demos(dataclasses.replace(experiment, arms=arms, rl=rl), self.demos)
 
     def _finished(self, experiment: "Experiment", seeds: tuple[int, ...]) -> list[str]:
-        """A line about runs that will not be repeated."""
+        """A line about runs that will not be repeated; others that these could not share a table with are refused."""
         from headstart.envs import storage
+        from headstart.experiments.evidence import steps_of_rl
         from headstart.experiments.pipeline import Run as ArmRun
 
         runs = [ArmRun(experiment, name, seed, self.out) for seed in seeds for name in experiment.arms]
+        others = steps_of_rl(self.out / experiment.name, without=[run.directory for run in runs])
+        planned = max((run.rl.steps for run in runs if experiment.arms[run.arm].rl), default=None)
+        for path, steps in others.items():
+            if planned not in (None, steps):
+                raise UsageError(
+                    f"{path}: has {steps} steps of PPO, and these runs would have {planned}: they could not share a "
+                    f"table. Give --rl-steps {steps}, or another --out."
+                )
         finished = sum(storage.exists(run.directory / "summary.json") for run in runs)
         if not finished:
             return []
@@ -172,6 +167,8 @@ class Watch:
     """Whose policy: after PPO if the arm has had any, otherwise its warm start."""
     seed: Annotated[int, arg(metavar="K")] = 0
     """Seed of the run."""
+    demos: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: what the experiment says)")] = None
+    """Demonstrations that it has learned from."""
     episodes: Annotated[int, arg(metavar="N")] = 3
     """Number of episodes."""
     greedy: Flag = False
@@ -184,7 +181,8 @@ class Watch:
     """Show the traceback of an error."""
 
     def __call__(self) -> int:
-        experiment = _experiment(self.env)
+        _check_seeds((self.seed,))
+        experiment = _with_demos(_experiment(self.env), self.demos)
         if self.arm not in experiment.arms:
             raise UsageError(
                 f"--arm: {experiment.name} has no arm {self.arm!r}.{_meant(self.arm, experiment.arms)} "
@@ -329,7 +327,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM raise Interrupted, so that locks and worker processes are let go in order.
+    """Let Ctrl-C, SIGTERM and SIGHUP raise Interrupted, so that locks and worker processes are let go in order.
 
     The second signal does not wait for them: everything on disk is whole at any time.
     """
@@ -347,7 +345,7 @@ def _signals_interrupt() -> Iterator[None]:
             child.kill()
         os._exit(128 + number)
 
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     handlers = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
     try:
         for number in handlers:
@@ -417,6 +415,27 @@ def _reader_has_gone() -> bool:
 
 
 # ---- parts of the verbs ----
+def _check_seeds(seeds: Sequence[int]) -> None:
+    wrong = [seed for seed in seeds if not 0 <= seed < SEED_LIMIT]
+    if wrong or not seeds:
+        given = f"{wrong[0]} is not between 0 and {SEED_LIMIT - 1}" if wrong else "no seed is given"
+        raise UsageError(f"--seed: {given}. Give one or more, as in --seed 0 1 2.")
+
+
+def _with_demos(experiment: "Experiment", demos: int | None) -> "Experiment":
+    """The experiment with another number of demonstrations, and a name of its own: it shares neither directory nor
+    table with the usual number.
+    """
+    if demos in (None, experiment.demos):
+        return experiment
+    if not 1 <= demos <= experiment.train_levels:
+        raise UsageError(
+            f"--demos {demos}: {experiment.name} has {experiment.train_levels} training levels, and each is "
+            "demonstrated at most once. Give at least one, and not more."
+        )
+    return dataclasses.replace(experiment, name=f"{experiment.name}-{demos}", demos=demos)
+
+
 def _experiment(name: str) -> "Experiment":
     if name in ENVIRONMENTS:
         return importlib.import_module(f"headstart.experiments.{name}").EXPERIMENT

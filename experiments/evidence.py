@@ -9,7 +9,7 @@ A *summary* is the dictionary that a run leaves in summary.json; an *evaluation*
 evaluation_after_rl.json. Success is a share of levels between 0 and 1.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ __all__ = [
     "read_runs",
     "scaled",
     "scores",
+    "steps_of_rl",
     "study_rows",
 ]
 
@@ -133,6 +134,11 @@ def read_runs(directory: Path) -> Runs:
             unfinished.append(f"{path.parent.name}/{path.name}")
             continue
         summary = storage.load_json(path / "summary.json", kind="summary", schema=SCHEMA)
+        if (path.parent.name, path.name) != (summary["arm"], f"seed{summary['seed']}"):
+            raise DataError(
+                f"{path}: holds the run of {summary['arm']}, seed {summary['seed']}. If it is a copy, move it out of "
+                f"{directory}; otherwise give it back its name."
+            )
         ran = _evaluation(path, summary)
         config = storage.load_json(path / "config.json", kind="configuration", schema=SCHEMA)
         ours = {name: config[name] for name in SAME}
@@ -466,6 +472,15 @@ def gap_across(gaps: Mapping[str, Gap]) -> tuple[Estimate, Estimate | None] | No
     differences = [found.difference for found in whole.values()]
     mean = _in_enough(estimate(differences, mean_of_means), differences)
     return mean, _share(closed, whole, mean.interval)
+
+
+def steps_of_rl(directory: Path, without: Collection[Path]) -> dict[Path, int]:
+    """Steps of RL that each finished run in runs/<name> was asked for, but for the runs ``without``."""
+    found: dict[Path, int] = {}
+    for path in sorted(directory.glob("*/seed*")):
+        if path not in without and storage.exists(path / "curve.json") and storage.exists(path / "config.json"):
+            found[path] = storage.load_json(path / "config.json", kind="configuration", schema=SCHEMA)["rl"]["steps"]
+    return found
 
 
 def interquartile(samples: Sequence[Sequence[float]]) -> Estimate:

@@ -139,7 +139,7 @@ def fine_tune(
     ``lessons`` are asked for if the settings want them rehearsed.
     """
     weights, curve_path = directory / "policy.safetensors", directory / "curve.json"
-    if storage.exists(weights) and storage.exists(curve_path):
+    if all(storage.exists(path) for path in (weights, curve_path, directory / "rl.csv", directory / "policy.zip")):
         load_policy(model, weights)
         checkpoint.discard(directory)
         return curve_facts(storage.load_json(curve_path, kind="curve", schema=SCHEMA))
@@ -148,9 +148,9 @@ def fine_tune(
     if model.rehearsal_coef:
         model.lessons = lessons()
     begun = checkpoint.load(directory)
-    kept = {"points": [], "due": 0, "rows": [], "steps": None} if begun is None else begun[1]["kept"]
+    kept = {"points": [], "due": 0, "rows": []} if begun is None else begun[1]["kept"]
     points: list[dict[str, Any]] = kept["points"]
-    log = RunLog(directory, "rl", offset=spent, rows=kept["rows"], after=kept["steps"])
+    log = RunLog(directory, "rl", offset=spent, rows=kept["rows"])
     start = copy.deepcopy(model.policy)
 
     def measure(rl_steps: int) -> None:
@@ -179,7 +179,7 @@ def fine_tune(
             kept["due"] += rl.eval_every
         if signals.asked or (updates and updates % CHECKPOINT_EVERY == 0):
             log.events.flush()
-            checkpoint.save(directory, trained, {**kept, "rows": log.rows, "steps": spent + trained.num_timesteps})
+            checkpoint.save(directory, trained, {**kept, "rows": log.rows})
         if signals.asked:
             signals.let_through()
         updates += 1

@@ -183,6 +183,7 @@ def _mark_spent(axes: "Axes", look: Look, seeds: dict[int, list[Row]]) -> None:
         fontsize=8.8,
         color=look.colour,
         linespacing=1.1,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )
 
 
@@ -436,5 +437,6 @@ def render(draw: Callable[[], "Figure"], suffix: str) -> bytes:
     content = io.BytesIO()
     with style.context(["default", STYLE]):
         metadata = {"Software": None} if suffix == ".png" else {"Date": None, "Creator": None}
-        draw().savefig(content, format=suffix[1:], dpi=200, metadata=metadata)
+        # tight: labels in the margin are as long as the names of arms
+        draw().savefig(content, format=suffix[1:], dpi=200, metadata=metadata, bbox_inches="tight", pad_inches=0.15)
     return content.getvalue()

@@ -11,7 +11,7 @@ seed; its artefact carries a key made of these, and the same command again skips
                                  metrics.csv        losses of the fit
                                  lessons.npz        own states and their labels, where PPO is to rehearse them
                                  evaluation.json    success on test levels, out of distribution, with untrue missions
-                                 policy.*           weights after PPO, and a zip for PPO.load
+                                 policy.*           weights after PPO, and a zip for PPO.load (with dates: volatile)
                                  curve.json, rl.csv the curve, and all that PPO says
                                  checkpoint*.npz    where PPO is, while it is under way
                                  summary.json       the row of the table
@@ -47,7 +47,7 @@ from headstart.experiments.arms import Arm
 from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy
 from headstart.experiments.runlog import RunLog, flat, write_rows
 from headstart.experiments.views import beside
-from headstart.learners import BC, IWM, LEARNERS, PPO, Lessons, Reflection
+from headstart.learners import BC, IWM, LEARNERS, PPO, IWMReflect, Lessons, Reflection
 from headstart.learners.bc import imitation_targets
 
 SCHEMA = 1
@@ -148,6 +148,8 @@ def run_arm(run: Run) -> dict[str, Any]:
     directory, experiment = run.directory, run.experiment
     with storage.lock(directory):
         _keep_config(run)
+        if storage.exists(directory / "summary.json"):
+            storage.verify(directory)
         arm = experiment.arms[run.arm]
         model = new_model(
             bank(experiment.env_id, "train", experiment.train_levels),
@@ -217,7 +219,8 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
     weights, cost_path = run.directory / "warm_start.safetensors", run.directory / "warm_start.json"
     demos = demonstrate(run)
     key = storage.digest(run.demos_path)
-    if storage.exists(weights) and storage.exists(cost_path):
+    rehearsed = [run.directory / "lessons.npz"] if _keeps_lessons(run) else []
+    if all(storage.exists(path) for path in (weights, cost_path, run.directory / "metrics.csv", *rehearsed)):
         cost = storage.load_json(cost_path, kind="fit", schema=SCHEMA)
         if cost.pop("demos") != key:
             raise DataError(f"{weights}: was fitted to other demonstrations than {run.demos_path}. Use --fresh.")
@@ -249,7 +252,7 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
         some = np.linspace(0, len(demos) - 1, 12).astype(int)  # of the demonstrated states, from start to end
         log.say("reflect/rationale", learner.explain({name: x[some] for name, x in demos.obs.items()}), fitted.updates)
     lessons: Lessons | None = getattr(learner, "lessons", None)
-    if lessons is not None and run.rl.settings.get("rehearsal_coef"):
+    if lessons is not None and _keeps_lessons(run):
         obs, label, weight = lessons
         arrays = {**{f"obs_{name}": value for name, value in obs.items()}, "label": label, "weight": weight}
         storage.save_arrays(run.directory / "lessons.npz", arrays, kind="lessons", schema=SCHEMA)
@@ -262,12 +265,19 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
     return cost
 
 
+def _keeps_lessons(run: Run) -> bool:
+    """Whether PPO is to rehearse what the fit has learned from, rather than the demonstrations, which bc has."""
+    learner = run.experiment.arms[run.arm].learner
+    rehearses = run.experiment.arms[run.arm].rl and bool(run.rl.settings.get("rehearsal_coef"))
+    return rehearses and learner is not None and issubclass(LEARNERS[type(learner)], Reflection | IWMReflect)
+
+
 def _lessons(run: Run, model: PPO) -> Lessons:
     """What PPO is to rehearse: own states with the labels of the judges, or what the expert did."""
     path, learner = run.directory / "lessons.npz", run.experiment.arms[run.arm].learner
-    if not storage.exists(path):
+    if not _keeps_lessons(run):
         if learner is not None and LEARNERS[type(learner)] is not BC:
-            raise DataError(f"{path}: the fit has left nothing to rehearse. Start over with --fresh, or fine-tune bc.")
+            raise UsageError(f"{run.arm}: leaves nothing to rehearse. Fine-tune bc or reflect with rehearsal_coef.")
         return imitation_targets(model.policy, demonstrate(run), mirror=False)
     arrays, _ = storage.load_arrays(path, kind="lessons", schema=SCHEMA)
     obs = {name.removeprefix("obs_"): value for name, value in arrays.items() if name.startswith("obs_")}

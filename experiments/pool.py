@@ -1,11 +1,13 @@
 """All arms and seeds of an experiment in a pool of processes, with one bar for all of them."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from headstart.envs import storage
 from headstart.envs.banks import bank
+from headstart.envs.processes import end_with_parent
 from headstart.experiments.pipeline import Experiment, Run, demonstrate, run_arm, seconds
 
 __all__ = ["levels", "run_all"]
@@ -28,10 +31,7 @@ def run_all(
     """
     runs = [Run(experiment, name, seed, out, device) for seed in seeds for name in experiment.arms]
     if fresh:
-        for run in runs:
-            _empty(run.directory)
-        for seed in seeds:
-            _empty(Run(experiment, "bc", seed, out).demos_path.parent)
+        _empty([run.directory for run in runs] + [run.demos_path.parent for run in runs])
     # Once, before the processes start, what they all read: levels and demonstrations.
     levels(experiment)
     for seed in seeds:
@@ -57,7 +57,9 @@ def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     # Workers inherit the mask: a Ctrl-C while they import torch is the parent's business too.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    reports = context.Manager().Queue()
+    manager = SyncManager(ctx=context)
+    manager.start(end_with_parent)
+    reports = manager.Queue()
     summaries: dict[Path, dict[str, Any]] = {}
     failures: list[BaseException] = []
     bar = tqdm(
@@ -112,6 +114,7 @@ def _line(summary: dict[str, Any], elapsed: float) -> str:
 def _worker(reports: Any) -> None:
     """In each process of the pool: one thread, no bars of its own, Ctrl-C is the parent's business."""
     global _reports
+    end_with_parent()
     _reports = reports
     os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(1)
@@ -122,10 +125,13 @@ def _run_in_worker(run: Run) -> dict[str, Any]:
     return run_arm(dataclasses.replace(run, progress=lambda share: _reports.put((run.directory, share))))
 
 
-def _empty(directory: Path) -> None:
-    """Delete what an earlier run has left; somebody who is writing there is not disturbed."""
-    if directory.is_dir():
-        with storage.lock(directory):
+def _empty(directories: list[Path]) -> None:
+    """Delete what earlier runs have left: everything, or nothing where somebody is writing in one of them."""
+    with contextlib.ExitStack() as locks:
+        existing = [directory for directory in dict.fromkeys(directories) if directory.is_dir()]
+        for directory in existing:
+            locks.enter_context(storage.lock(directory))
+        for directory in existing:
             for path in directory.iterdir():
                 if path.is_file() and path.name != storage.LOCK:
                     path.unlink()

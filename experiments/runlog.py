@@ -44,7 +44,8 @@ class RunLog(KVWriter):
     """Numbers of one stage. Written again from the start when the stage is repeated: its old events are deleted.
 
     ``offset`` is added to the steps that Stable-Baselines3 reports: what was spent before RL. A stage that goes on
-    gives the ``rows`` so far and the step ``after`` which TensorBoard is to forget what it has seen.
+    gives the ``rows`` so far, which its new events begin with. (TensorBoard's own way, a purge of what came after some
+    step, would take the numbers of the fit along, whose steps are updates.)
     """
 
     def __init__(
@@ -54,14 +55,14 @@ class RunLog(KVWriter):
         *,
         offset: int = 0,
         rows: list[dict[str, Any]] | None = None,
-        after: int | None = None,
     ):
-        for old in directory.glob(f"events.out.tfevents.*.{stage}") if after is None else ():
+        for old in directory.glob(f"events.out.tfevents.*.{stage}"):
             old.unlink()
-        purge = None if after is None else after + 1
-        self.events = SummaryWriter(str(directory), purge_step=purge, filename_suffix=f".{stage}")
+        self.events = SummaryWriter(str(directory), filename_suffix=f".{stage}")
         self.rows: list[dict[str, Any]] = rows or []
         self.offset = offset
+        for row in self.rows:
+            self.events.add_scalar(row["tag"], float(row["value"]), row["step"])
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Record numbers at a step: updates while fitting, environment steps from RL on."""

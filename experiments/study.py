@@ -85,9 +85,9 @@ def study_directories(out: Path, names: Sequence[str] = ()) -> list[Path]:
         )
     found = sorted({path.parent.parent for path in out.glob("*/*/seed*") if path.is_dir()})
     for name in names:
-        if not any(_budget(path.name)[0] == name for path in found):
+        if not any(name in (path.name, _budget(path.name)[0]) for path in found):
             raise UsageError(f"{out}: has no runs of {name}. Run `headstart run {name}` first.")
-    return [path for path in found if not names or _budget(path.name)[0] in names]
+    return [path for path in found if not names or {path.name, _budget(path.name)[0]} & {*names}]
 
 
 def study(directories: Iterable[Path]) -> Study:

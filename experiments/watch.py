@@ -31,7 +31,7 @@ from headstart.models.rationale import RationaleHead
 
 __all__ = ["Played", "play", "watch"]
 
-WIDTH, CAPTION, LINE = 384, 84, 16  # pixels: of a picture, of the text below it, of a line of text
+WIDTH, CAPTION, LINE = 384, 100, 16  # pixels: of a picture, of the text below it, of a line of text
 STEP, END = 250, 1500  # milliseconds that a picture stays, and the last of an episode
 
 
@@ -49,10 +49,14 @@ def watch(run: Run, path: Path, *, episodes: int, greedy: bool) -> list[Played]:
     """Play test levels with the policy that a run has left, after PPO if there was any, and write the GIF."""
     experiment, arm = run.experiment, run.experiment.arms[run.arm]
     weights = next((w for w in ("policy", "warm_start") if storage.exists(run.directory / f"{w}.safetensors")), None)
+    if path.suffix != ".gif" or path.is_dir():
+        raise UsageError(f"--to {path}: a GIF is written. Give the name of a file that ends in .gif.")
     if weights is None:
+        name, _, demos = experiment.name.partition("-")
+        asked = f"{name} --demos {demos}" if demos else name
         raise UsageError(
             f"{run.directory}: has no trained policy. "
-            f"Type `headstart run {experiment.name} --arms {run.arm} --seed {run.seed}` first."
+            f"Type `headstart run {asked} --arms {run.arm} --seed {run.seed} --out {run.out}` first."
         )
     levels = bank(experiment.env_id, "test", experiment.test_levels)
     if not 1 <= episodes <= len(levels):

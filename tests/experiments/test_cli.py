@@ -251,6 +251,20 @@ def test_the_experiments_own_number_changes_nothing(here: Path, asked: list):
     assert asked[0]["experiment"] == MAIN
 
 
+def test_runs_that_could_not_share_a_table_are_refused_before_they_run(here: Path, asked: list, capsys):
+    done = here / "runs/door_key/reflect/seed1"
+    for name, value in {"config.json": {"rl": {"steps": 9000}}, "curve.json": []}.items():
+        storage.save_json(done / name, value, kind={"config.json": "configuration"}.get(name, "curve"), schema=1)
+    assert cli.main(["run", "door_key", "--arms", "bc", "--rl-steps", "2000"]) == 2
+    assert "reflect/seed1: has 9000 steps of PPO, and these runs would have 2000" in capsys.readouterr().err
+    assert asked == []
+    assert cli.main(["run", "door_key", "--arms", "bc", "--rl-steps", "9000"]) == 0
+    assert cli.main(["run", "door_key", "--arms", "bc", "--no-rl"]) == 0
+    again = ["run", "door_key", "--arms", "reflect", "--seed", "1", "--rl-steps", "2000", "--fresh"]
+    assert cli.main(again) == 0  # the run itself is no obstacle
+    assert len(asked) == 3
+
+
 def test_dry_run_says_everything_and_writes_nothing(here: Path, asked: list, capsys):
     assert cli.main(["run", "door_key", "--arms", "bc", "--dry-run", "--rl-steps", "5000", "--seed", "7"]) == 0
     text = capsys.readouterr().out
@@ -352,6 +366,9 @@ def test_nothing_to_study(command: str, told: str, here: Path, capsys):
         ("run door_key --seed", "--seed"),
         ("run door_key --processes 0", "--processes 0"),
         ("run door_key --demos 0", "--demos 0"),
+        ("watch door_key --seed -1", "--seed"),
+        ("watch door_key --demos 4", "headstart run door_key --demos 4 --arms reflect"),
+        ("watch door_key --to .", "a GIF is written"),
         ("run door_key --demos 8193", "has 8192 training levels"),
         ("run door_key --rl-steps 0", "--no-rl"),
         ("run door_key --rl-steps 9 --no-rl", "exclude each other"),
@@ -572,6 +589,19 @@ def test_signals_leave_no_process_behind(number: signal.Signals, here: Path):
     while (left := [child for child in children if Path(f"/proc/{child}").exists()]) and time.monotonic() < begun + 5:
         time.sleep(0.1)
     assert left == []
+
+
+def test_a_killed_command_leaves_no_process_behind(here: Path):
+    with started(WORKERS, here, "--arms", "bc", "--processes", "1") as process:
+        while not (pids := list(here.glob("runs/door_key/*/seed0/pid"))) and process.poll() is None:
+            time.sleep(0.1)
+        assert pids, process.communicate()[1]
+        children = children_of(process.pid)
+        process.kill()
+        until = time.monotonic() + 30
+        while (left := [c for c in children if Path(f"/proc/{c}").exists()]) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert left == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +23,7 @@ from headstart.envs.simulator import GridStates, Simulator
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import finetune, pipeline, pool
 from headstart.experiments.arms import Arm
+from headstart.experiments.evidence import read_runs
 from headstart.experiments.pipeline import RL, Experiment, Run, run_arm
 from headstart.experiments.pool import run_all
 from headstart.experiments.runlog import read_rows
@@ -503,11 +507,20 @@ def test_the_labels_of_judges_are_rehearsed_after_a_kill_too(monkeypatch: pytest
     assert not (tmp_path / "tiny" / "bc" / "seed0" / "lessons.npz").exists()
 
 
-def test_a_fit_that_left_no_lessons_is_no_reason_to_rehearse_something_else(tmp_path: Path) -> None:
-    """First without RL and without rehearsal, then with both."""
+def test_lessons_that_were_not_kept_are_fitted_again(tmp_path: Path) -> None:
+    """First without RL, and so without rehearsal, then with both: the fit is the same."""
     run(tmp_path, "reflect", with_arm("reflect", rl=False))
-    with pytest.raises(DataError, match=r"lessons\.npz: the fit has left nothing to rehearse"):
-        run(tmp_path, "reflect", with_arm("reflect", ppo={"rehearsal_coef": 0.1}))
+    directory = tmp_path / "tiny" / "reflect" / "seed0"
+    before = (directory / "warm_start.safetensors").read_bytes()
+    assert not storage.exists(directory / "lessons.npz")
+    run(tmp_path, "reflect", with_arm("reflect", ppo={"rehearsal_coef": 0.1}))
+    assert storage.exists(directory / "lessons.npz")
+    assert (directory / "warm_start.safetensors").read_bytes() == before
+
+
+def test_what_leaves_no_lessons_cannot_be_rehearsed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="iwm: leaves nothing to rehearse"):
+        run(tmp_path, "iwm", with_arm("iwm", rl=True, ppo={"rehearsal_coef": 0.1}))
 
 
 def test_settings_of_ppo_are_not_given_to_another_algorithm(tmp_path: Path) -> None:
@@ -590,6 +603,15 @@ def test_reward_is_not_read_before_rl_and_success_in_evaluation_only(
         assert not (directory / "evaluation.json").exists()
 
 
+def test_a_copy_of_a_run_is_named(finished: Path, tmp_path: Path) -> None:
+    for copy in ("bc_old/seed0", "bc/seed0.bak"):
+        shutil.copytree(finished / "tiny", tmp_path / "tiny")
+        shutil.copytree(finished / "tiny" / "bc" / "seed0", tmp_path / "tiny" / copy)
+        with pytest.raises(DataError, match=rf"{copy}: holds the run of bc, seed 0. If it is a copy, move it out"):
+            read_runs(tmp_path / "tiny")
+        shutil.rmtree(tmp_path / "tiny")
+
+
 # ---- all arms ----
 def test_an_arm_that_fails_does_not_stop_the_others(finished: Path, tmp_path: Path) -> None:
     """And what a process of the pool writes is what this process writes."""
@@ -630,6 +652,38 @@ def test_fresh_starts_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert {p.name for p in (tmp_path / "tiny" / "bc" / "seed0").iterdir()} <= {storage.MANIFEST}
     assert collect.load_demos(Run(TINY, "bc", 0, tmp_path).demos_path).horizon == 30
     assert run(tmp_path, "bc", other)["arm"] == "bc"
+
+
+def test_fresh_deletes_all_or_nothing(tmp_path: Path) -> None:
+    """Somebody is writing in one of two runs: the other, which is finished, stays."""
+    few = changed(arms={name: TINY.arms[name] for name in ("bc", "iwm")})
+    for arm in few.arms:
+        storage.save_json(tmp_path / "tiny" / arm / "seed0" / "summary.json", {}, kind="summary", schema=1)
+    code = f"from headstart.envs import storage\nwith storage.lock({str(tmp_path / 'tiny/iwm/seed0')!r}):"
+    command = [sys.executable, "-c", code + " print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(Busy, match=f"process {other.pid}"):
+            run_all(few, (0,), tmp_path, device="cpu", processes=1, fresh=True)
+        other.stdin.write("\n")
+    assert all(storage.exists(tmp_path / "tiny" / arm / "seed0" / "summary.json") for arm in few.arms)
+
+
+@pytest.mark.parametrize("name", ["policy.zip", "rl.csv", "metrics.csv", "evaluation_after_rl.json"])
+def test_a_finished_run_is_checked(finished: Path, tmp_path: Path, name: str) -> None:
+    """What is damaged is named, and what is deleted is made again, byte for byte."""
+    shutil.copytree(finished / "tiny", tmp_path / "tiny")
+    path = tmp_path / "tiny" / "bc" / "seed0" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DataError, match=rf"{name}: .* with the SHA-256"):
+        run(tmp_path, "bc")
+    path.unlink()
+    run(tmp_path, "bc")
+    assert storage.exists(path)
+    assert_same(contents(tmp_path), contents(finished))
 
 
 def test_progress_goes_from_nothing_to_all(tmp_path: Path) -> None:

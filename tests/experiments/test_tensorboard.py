@@ -94,6 +94,22 @@ def test_sentences_are_a_list_of_text(tmp_path: Path) -> None:
     assert event.tensor_proto.string_val[0].decode() == "- pick up: takes the key\n- forward: moves on"
 
 
+def test_a_stage_that_goes_on_leaves_the_others_alone(tmp_path: Path) -> None:
+    """RL was interrupted before it had taken as many steps as the fit has had updates."""
+    warm_start(tmp_path)
+    fit = points(tmp_path, "pretrain/loss")
+    log = RunLog(tmp_path, "rl")
+    for step in (0, 100, 200):
+        log(step, {TAG: step / 1000})
+    kept = log.rows[:2]  # of the checkpoint; what came later is lost
+    log.close()
+    log = RunLog(tmp_path, "rl", rows=kept)
+    log(150, {TAG: 0.9})
+    log.close()
+    assert points(tmp_path) == [(0, 0.0), (100, 0.1), (150, 0.9)]
+    assert points(tmp_path, "pretrain/loss") == fit
+
+
 def test_arms_share_their_tags(runs: Path) -> None:
     tags = [set(accumulated(runs / "door_key" / arm / "seed0").Tags()["scalars"]) for arm in SPENT]
     assert tags[0] == tags[1] == {TAG, "pretrain/loss", "rollout/ep_rew_mean", "time/fps"}

@@ -73,3 +73,9 @@ def test_what_cannot_be_watched_is_said(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no trained policy.*headstart run door_key --arms bc --seed 4"):
         watch(dataclasses.replace(run, seed=4), tmp_path / "seen.gif", episodes=1, greedy=True)
     assert not (tmp_path / "seen.gif").exists()
+    few = dataclasses.replace(run, seed=4, experiment=dataclasses.replace(SMALL, name="door_key-4"))
+    with pytest.raises(UsageError, match=rf"headstart run door_key --demos 4 --arms bc --seed 4 --out {tmp_path}`"):
+        watch(few, tmp_path / "seen.gif", episodes=1, greedy=True)
+    for path in (tmp_path, tmp_path / "seen.mp4", Path()):
+        with pytest.raises(UsageError, match=r"a GIF is written"):
+            watch(run, path, episodes=1, greedy=True)
