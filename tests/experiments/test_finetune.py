@@ -245,7 +245,7 @@ def test_tensorboard_shows_one_curve_without_a_zigzag(monkeypatch: pytest.Monkey
         with pytest.raises(Killed):
             tune(tmp_path)
     tune(tmp_path)
-    assert len(list(tmp_path.glob("events.out.tfevents.*.rl"))) == 2
+    assert len(list(tmp_path.glob("events.out.tfevents.*.rl"))) == 1
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     events.Reload()
     rows = read_rows(tmp_path / "rl.csv", kind="metrics")
