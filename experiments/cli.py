@@ -93,7 +93,8 @@ class Run:
         check_writable(directory, f"--out {self.out}")
 
         text = [pipeline.plan(experiment, seeds, processes), f"device: {device}{why}", f"results: {directory}"]
-        text += [] if self.fresh else self._finished(experiment, seeds)
+        finished = self._finished(experiment, seeds)
+        text += [] if self.fresh else finished
         if self.dry_run:
             decided = {"out": str(self.out), "seeds": seeds, "device": device, "processes": processes}
             print(json.dumps({**decided, "fresh": self.fresh, "experiment": _as_json(experiment)}, indent=2))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.experiments.evidence import better_mode, comparison
+from headstart.experiments.evidence import across, better_mode, comparison
 from headstart.experiments.intervals import bootstrap_interval
 from headstart.learners import BCConfig, JudgeConfig, ReflectionConfig
 
@@ -114,14 +114,38 @@ def test_the_study_is_what_its_rows_say(row: list[str]) -> None:
     assert row[1:] == cells
 
 
-@pytest.mark.parametrize("row", cells_below("| environment | `bc` | `bc` + PPO |"), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", cells_below("| environment | `bc` | `bc` + plain PPO |"), ids=lambda row: row[0])
 def test_ppo_is_what_its_rows_say(row: list[str]) -> None:
-    runs, cells = runs_of(row[0].split("`")[1]), []
-    for arm in ("bc", "reflect"):
-        for column in ("success_sampled", "rl_success_sampled"):
-            success = [run[column] for run in runs if run["arm"] == arm]
-            low, high = bootstrap_interval(success) or (0.0, 0.0)
-            cells.append(f"{100 * np.mean(success):.1f} ({100 * low:.1f} to {100 * high:.1f})")
+    runs, cells = runs_of(row[0].strip("`")), []
+    columns = [
+        ("bc", ""),
+        ("bc_plain", "rl_"),
+        ("bc", "rl_"),
+        ("reflect", ""),
+        ("reflect_plain", "rl_"),
+        ("reflect", "rl_"),
+    ]
+    for arm, after in columns:
+        success = [run[f"{after}success_sampled"] for run in runs if run["arm"] == arm]
+        low, high = bootstrap_interval(success) or (0.0, 0.0)
+        cells.append(f"{100 * np.mean(success):.1f} ({100 * low:.1f} to {100 * high:.1f})")
+    assert row[1:] == cells
+
+
+@pytest.mark.parametrize("row", cells_below("| in the judge's place |"), ids=lambda row: row[0].split("`")[1])
+def test_controls_are_what_all_rows_say(row: list[str]) -> None:
+    control, cells = row[0].split("`")[1], []
+    for measure in ("success", "ood"):
+        names = [cells[0].strip("`") for cells in study_rows()]
+        found = {name: comparison(runs_of(name), "reflect", (control,), measure=measure) for name in names}
+        differences = across({name: one for name, one in found.items() if one is not None})
+        assert differences is not None
+        assert differences.mean.interval is not None
+        low, high = differences.mean.interval
+        cells.append(f"{100 * differences.mean.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
+        if measure == "success":
+            assert len(differences.environments) == len(names)
+            cells.append(f"{len(differences.above)} and {len(differences.below)}")
     assert row[1:] == cells
 
 

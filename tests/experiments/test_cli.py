@@ -257,6 +257,7 @@ def test_runs_that_could_not_share_a_table_are_refused_before_they_run(here: Pat
         storage.save_json(done / name, value, kind={"config.json": "configuration"}.get(name, "curve"), schema=1)
     assert cli.main(["run", "door_key", "--arms", "bc", "--rl-steps", "2000"]) == 2
     assert "reflect/seed1: has 9000 steps of PPO, and these runs would have 2000" in capsys.readouterr().err
+    assert cli.main(["run", "door_key", "--arms", "bc", "--rl-steps", "2000", "--fresh"]) == 2
     assert asked == []
     assert cli.main(["run", "door_key", "--arms", "bc", "--rl-steps", "9000"]) == 0
     assert cli.main(["run", "door_key", "--arms", "bc", "--no-rl"]) == 0
