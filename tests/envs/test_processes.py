@@ -19,7 +19,7 @@ from headstart.envs import storage
 from headstart.envs.processes import end_with_parent
 
 def work(n):
-    os.write(1, f"{os.getpid()}\n".encode())  # at once: two write here
+    os.write(1, b"%d\\n" % os.getpid())  # at once: two write here
     time.sleep(60)
 
 if __name__ == "__main__":
