@@ -8,8 +8,8 @@
     Dagger        q = the expert's own action: what would be reached if the expert were asked (arXiv 1011.0686)?
 
 Dagger is no rival: it pays for every answer. It is an upper reference where the expert's answers can be known from what
-the policy sees; where it answers by what it remembers, it is none (experiments/LOG.md). It asks in the states that reflection would judge,
-in its own episodes. Where the expert has no answer, a state is left out and counted.
+the policy sees; where it answers by what it remembers, it is none (experiments/LOG.md). It asks in the states that
+reflection would judge, in its own episodes. Where the expert has no answer, a state is left out and counted.
 
 Whatever is not said here is inherited: imitation first, how states are reached, how many, and how the policy is fitted
 to them. No judge is trained, so a fit makes fewer updates in all than reflection's, and as many of the policy.
