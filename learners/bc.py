@@ -14,11 +14,11 @@ the baseline of everything else here, so it is tuned as hard: see experiments/tu
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import trange
 
 from headstart.envs.errors import DataError
 from headstart.envs.mirror import mirror_action, mirror_branches, with_mirror_image
@@ -27,10 +27,10 @@ from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, s
 from headstart.models.encoders import distinct_rows
 from headstart.models.history import hide_past
 from headstart.models.losses import soft_cross_entropy
-from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
+from headstart.models.training import Loss, Metrics, Stage, train
 
-__all__ = ["BC", "BCConfig", "imitation_targets", "with_mirrored"]
+__all__ = ["BC", "BCConfig", "Beside", "imitation_targets", "with_mirrored"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,19 @@ def with_mirrored(policy: HeadstartPolicy, branches: Branches, mirror: bool) -> 
     return [branches, mirror_branches(branches)] if mirror and policy.layout.grid else [branches]
 
 
+class Beside(NamedTuple):
+    """A loss of the same trunk that is added in every update."""
+
+    draw: Callable[[], tuple[Any, ...]]
+    """A batch of its own."""
+    loss: Loss
+    """Of that batch."""
+    head: nn.Module
+    """What is trained for it beside the policy."""
+
+
 class BC:
-    """``beside``: a loss of the same trunk that is added in every update, and the parameters that are its own."""
+    """`fit` is the whole of it. A policy is fitted in place."""
 
     def __init__(
         self,
@@ -95,55 +106,66 @@ class BC:
         *,
         seed: int = 0,
         log: Log = silent,
-        beside: tuple[Callable[[], tuple[Tensor, dict[str, float]]], list[nn.Parameter]] | None = None,
+        beside: Beside | None = None,
     ):
         self.policy, self.config, self.seed, self.log = policy, config or BCConfig(), seed, log
         self.beside = beside
 
-    def loss(self, obs: dict[str, Tensor], target: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, obs: dict[str, Tensor], target: Tensor, weight: Tensor) -> tuple[Tensor, Metrics]:
         """Imitation loss of a batch: observations (B, ...), the expert's actions (B, A), weights (B,)."""
         logits = self.policy.logits(obs)
         loss = soft_cross_entropy(logits, target, weight=weight, label_smoothing=self.config.label_smoothing)
         agreed = target.gather(1, logits.argmax(1, keepdim=True)).flatten()
-        return loss, {"bc/loss": float(loss.detach()), "bc/accuracy": float((agreed * weight).sum() / weight.sum())}
+        return loss, {"bc/loss": loss.detach(), "bc/accuracy": (agreed * weight).sum() / weight.sum()}
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         """Fit trunk and actor to the demonstrations; branches and practice are not used."""
         accept(self.policy, demos, branches, practise)
-        c, policy = self.config, self.policy
+        c, policy, beside = self.config, self.policy, self.beside
         generator = torch.Generator().manual_seed(self.seed)
         demos, held_out = self._split(demos)
-        obs, target, weight = imitation_targets(policy, demos, c.mirror)
-        obs, target, weight = (
-            as_tensors(obs, policy.device),
-            *(torch.as_tensor(x, device=policy.device) for x in (target, weight)),
-        )
-        beside, parameters = self.beside or (None, [])
-        descend = Descent(
-            "bc",
-            [*policy.actor_parameters(), *parameters],
-            learning_rate=c.learning_rate,
-            weight_decay=c.weight_decay,
-            updates=c.updates,
-        )
-        metrics: dict[str, float] = {}
-        best, kept = float("inf"), policy.weights()
-        for update in trange(c.updates, desc="imitate", unit="update", delay=2, leave=False, disable=None):
+        seen, *numbers = imitation_targets(policy, demos, c.mirror)
+        obs = as_tensors(seen, policy.device)
+        target, weight = (torch.as_tensor(x, device=policy.device) for x in numbers)
+
+        def draw() -> tuple[Any, ...]:
             i = torch.randint(len(target), (c.batch_size,), generator=generator).to(policy.device)
             batch = {name: value[i] for name, value in obs.items()}
             batch = hide_past(batch, policy.n_actions, c.hidden_past, c.hidden_actions, generator)
-            loss, metrics = self.loss(batch, target[i], weight[i])
-            if beside is not None:
-                other, found = beside()
-                loss, metrics = loss + other, metrics | found
-            descend(loss)
-            if held_out and ((update + 1) % 50 == 0 or update + 1 == c.updates):
+            return batch, target[i], weight[i], *([beside.draw()] if beside else [])
+
+        def loss(obs: dict[str, Tensor], target: Tensor, weight: Tensor, other: Any = ()) -> tuple[Tensor, Metrics]:
+            imitation, metrics = self.loss(obs, target, weight)
+            if beside is None:
+                return imitation, metrics
+            more, found = beside.loss(*other)
+            return imitation + more, metrics | found
+
+        best, kept = float("inf"), policy.weights()
+
+        def log(update: int, metrics: dict[str, float]) -> None:
+            nonlocal best, kept
+            if held_out:
                 unseen = self._nats(held_out)
-                metrics |= {"bc/held_out_loss": unseen}
+                metrics["bc/held_out_loss"] = unseen
                 if unseen < best:
                     best, kept = unseen, {name: value.clone() for name, value in policy.weights().items()}
-            if (update + 1) % 50 == 0:
-                self.log(update + 1, metrics)
+            self.log(update, metrics)
+
+        heads = [beside.head] if beside else []
+        metrics = train(
+            Stage(
+                "bc",
+                [policy, *heads],
+                [*policy.actor_parameters(), *(weight for head in heads for weight in head.parameters())],
+                draw,
+                loss,
+                updates=c.updates,
+                learning_rate=c.learning_rate,
+                weight_decay=c.weight_decay,
+                log=log,
+            )
+        )
         if held_out and c.updates:
             policy.load_weights(kept)
             metrics = {**metrics, "bc/held_out_loss": best}

@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from tqdm import trange
 
 from headstart.envs.errors import UsageError
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, with_mirrored
-from headstart.learners.learner import Fitted, Log, Practice, accept, seeded, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, silent
 from headstart.models.losses import contrast_loss
-from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
+from headstart.models.training import Metrics, Stage, seeded, train
 
 __all__ = ["Inverse", "InverseConfig"]
 
@@ -74,7 +73,7 @@ class Inverse:
             "mission": mission,
         }
 
-    def loss(self, obs: dict[str, Tensor], later: Tensor, credit: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, obs: dict[str, Tensor], later: Tensor, credit: Tensor) -> tuple[Tensor, Metrics]:
         """Inverse loss of a batch: observations (B, ...), later frames (B, F), actions that lead there (B, A) bool."""
         after = self.alone(later, obs["mission"])
         features = self.policy.features({name: torch.cat([value, after[name]]) for name, value in obs.items()})
@@ -83,10 +82,10 @@ class Inverse:
         right = credit.gather(1, logits.argmax(1, keepdim=True)).flatten()
         telling = credit.sum(1) == 1
         return loss, {
-            "inverse/loss": float(loss.detach()),
-            "inverse/accuracy": float(right.float().mean()),
+            "inverse/loss": loss.detach(),
+            "inverse/accuracy": right.float().mean(),
             # where only one action leads there; among the others, chance is often right
-            "inverse/accuracy_of_telling": float(right[telling].float().mean()) if telling.any() else 0.0,
+            "inverse/accuracy_of_telling": (right & telling).sum() / telling.sum().clamp(min=1),
         }
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
@@ -111,22 +110,26 @@ class Inverse:
         credit, changes = self._credit(obs, future)
         credit &= alive.unsqueeze(1)
         pools = [pool.nonzero() for pool in (alive & changes, alive & ~changes) if pool.any()]  # (M, 2): state, action
-        descend = Descent(
-            "inverse",
-            [*policy.features_extractor.parameters(), *self.head.parameters()],
-            learning_rate=c.learning_rate,
-            weight_decay=c.weight_decay,
-            updates=c.updates,
-        )
-        metrics: dict[str, float] = {}
-        for update in trange(c.updates, desc="explain", unit="update", delay=2, leave=False, disable=None):
+
+        def draw() -> tuple[dict[str, Tensor], Tensor, Tensor]:
             share = c.batch_size // len(pools)
             drawn = [pool[torch.randint(len(pool), (share,), generator=generator).to(pool.device)] for pool in pools]
             i, k = torch.cat(drawn).unbind(1)
-            loss, metrics = self.loss({name: value[i] for name, value in obs.items()}, future[i, k], credit[i, k])
-            descend(loss)
-            if (update + 1) % 50 == 0:
-                self.log(update + 1, metrics)
+            return {name: value[i] for name, value in obs.items()}, future[i, k], credit[i, k]
+
+        metrics = train(
+            Stage(
+                "inverse",
+                [policy, self.head],
+                [*policy.features_extractor.parameters(), *self.head.parameters()],
+                draw,
+                self.loss,
+                updates=c.updates,
+                learning_rate=c.learning_rate,
+                weight_decay=c.weight_decay,
+                log=self.log,
+            )
+        )
         imitation = BC(policy, c.bc, seed=self.seed, log=lambda u, m: self.log(c.updates + u, m)).fit(demos)
         policy.warm_start = "inverse"
         return Fitted(updates=c.updates + imitation.updates, metrics={**metrics, **imitation.metrics})

@@ -12,22 +12,21 @@ MiniGrid shows it in the agent's own cell of the view.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import trange
 
 from headstart.envs.errors import UsageError
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.bc import BC, BCConfig, with_mirrored
-from headstart.learners.learner import Fitted, Log, Practice, accept, seeded, silent
+from headstart.learners.bc import BC, BCConfig, Beside, with_mirrored
+from headstart.learners.learner import Fitted, Log, Practice, accept, silent
 from headstart.models.encoders import CELL_PARTS
-from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
+from headstart.models.training import Metrics, Stage, seeded, train
 from headstart.models.world_model import world_model_head
 
 __all__ = ["IWM", "IWMConfig"]
@@ -68,17 +67,17 @@ class IWM:
         with seeded(seed):
             self.head = world_model_head(policy.layout, policy.features_dim, policy.n_actions).to(policy.device)
 
-    def loss(self, obs: dict[str, Tensor], action: Tensor, future: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, obs: dict[str, Tensor], action: Tensor, future: Tensor) -> tuple[Tensor, Metrics]:
         """World-model loss of a batch: observations (B, ...), actions (B,), frames that followed (B, F)."""
         prediction = self.head(self.policy.features(obs), action)
         before = obs["frames"][:, -1]
         loss, right, changed = self.head.loss(prediction, before, future, self.config.changed_weight)
         return loss, {
-            "iwm/loss": float(loss.detach()),
+            "iwm/loss": loss.detach(),
             # of the cells that changed; a model that copies the present view gets none of them right
-            "iwm/changed_cell_accuracy": float(right[changed].float().mean()) if changed.any() else 0.0,
-            "iwm/view_accuracy": float(right.all(1).float().mean()),
-            "iwm/view_accuracy_of_copying": float((~changed).all(1).float().mean()),
+            "iwm/changed_cell_accuracy": (right & changed).sum() / changed.sum().clamp(min=1),
+            "iwm/view_accuracy": right.all(1).float().mean(),
+            "iwm/view_accuracy_of_copying": (~changed).all(1).float().mean(),
         }
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
@@ -90,7 +89,7 @@ class IWM:
         if c.mode not in ("two_stage", "joint"):
             raise UsageError(f"IWMConfig.mode={c.mode!r}: choose 'two_stage' or 'joint'.")
         if c.mode == "joint":
-            metrics, before, beside = {}, 0, (self._beside(branches), [*self.head.parameters()])
+            metrics, before, beside = {}, 0, self._beside(branches)
         else:
             metrics, before, beside = self.predict(branches), c.updates, None
         log = lambda update, found: self.log(before + update, found)  # noqa: E731
@@ -112,31 +111,28 @@ class IWM:
     def predict(self, branches: Branches) -> dict[str, float]:
         """The first stage alone: trunk and head learn what follows, for whatever comes after it."""
         c, policy = self.config, self.policy
-        draw = self._transitions(branches)
-        descend = Descent(
-            "iwm",
-            [*policy.features_extractor.parameters(), *self.head.parameters()],
-            learning_rate=c.learning_rate,
-            weight_decay=c.weight_decay,
-            updates=c.updates,
+        return train(
+            Stage(
+                "iwm",
+                [policy, self.head],
+                [*policy.features_extractor.parameters(), *self.head.parameters()],
+                self._transitions(branches),
+                self.loss,
+                updates=c.updates,
+                learning_rate=c.learning_rate,
+                weight_decay=c.weight_decay,
+                log=self.log,
+            )
         )
-        metrics: dict[str, float] = {}
-        for update in trange(c.updates, desc="predict", unit="update", delay=2, leave=False, disable=None):
-            loss, metrics = self.loss(*draw())
-            descend(loss)
-            if (update + 1) % 50 == 0:
-                self.log(update + 1, metrics)
-        return metrics
 
-    def _beside(self, branches: Branches) -> Callable[[], tuple[Tensor, dict[str, float]]]:
-        """The world model's loss of a fresh batch, weighted, for imitation to add to its own."""
-        draw = self._transitions(branches)
+    def _beside(self, branches: Branches) -> Beside:
+        """The world model's loss, weighted, for imitation to add to its own."""
 
-        def beside() -> tuple[Tensor, dict[str, float]]:
-            loss, metrics = self.loss(*draw())
+        def weighted(*batch: Any) -> tuple[Tensor, Metrics]:
+            loss, metrics = self.loss(*batch)
             return self.config.joint_weight * loss, metrics
 
-        return beside
+        return Beside(self._transitions(branches), weighted, self.head)
 
     def _transitions(self, branches: Branches) -> Callable[[], tuple[dict[str, Tensor], Tensor, Tensor]]:
         """Draws batches of executed actions: observations (B, ...), actions (B,), frames that followed (B, F).

@@ -1,12 +1,10 @@
 """What a learner is: something that fits a policy to demonstrations and futures, without reward."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from headstart.envs.errors import DataError, UsageError
@@ -14,7 +12,7 @@ from headstart.envs.simulator import Obs, Simulator
 from headstart.envs.transitions import Branches, Demos
 from headstart.models.policy import HeadstartPolicy
 
-__all__ = ["Fitted", "Learner", "Lessons", "Log", "Practice", "accept", "seeded", "silent"]
+__all__ = ["Fitted", "Learner", "Lessons", "Log", "Practice", "accept", "silent"]
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with the number of updates so far and the metrics of the last one."""
@@ -62,14 +60,6 @@ class Learner(Protocol):
         update, and Diverged at the update at which a loss is no number.
         """
         ...
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's own random numbers, of first weights and dropout, are those of ``seed``; afterwards, the user's again."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 def accept(

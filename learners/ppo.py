@@ -43,10 +43,11 @@ from headstart.learners.learner import Lessons
 from headstart.models.encoders import Memo
 from headstart.models.losses import soft_cross_entropy
 from headstart.models.policy import HeadstartPolicy, as_tensors
+from headstart.models.training import Metrics, as_numbers
 
 __all__ = ["PPO", "Auxiliary"]
 
-Metrics = dict[str, float]
+Numbers = dict[str, float]
 
 
 class Auxiliary(Protocol):
@@ -230,7 +231,7 @@ class PPO(StablePPO):
                 break
             if seen is not None:
                 extra, said = self._auxiliary_loss(seen)
-                loss, metrics = loss + self.auxiliary_coef * extra, metrics | said
+                loss, metrics = loss + self.auxiliary_coef * extra, metrics | as_numbers(said)
             if rehearsal_coef and not critic_only:
                 lessons = self._rehearsal_loss()
                 loss, metrics = loss + rehearsal_coef * lessons, metrics | {"rl/rehearsal_loss": lessons.item()}
@@ -280,7 +281,7 @@ class PPO(StablePPO):
             optimizer.step()
 
     # ---- losses ----
-    def _value_loss(self, batch: RolloutBufferSamples, memo: Memo) -> tuple[Tensor, Metrics]:
+    def _value_loss(self, batch: RolloutBufferSamples, memo: Memo) -> tuple[Tensor, Numbers]:
         """The critic's alone: trunk and actor stay as they are."""
         with torch.no_grad(), self.policy.remembering(memo):
             features = self.policy.features(batch.observations)  # type: ignore[arg-type]
@@ -288,7 +289,7 @@ class PPO(StablePPO):
         loss = F.mse_loss(value, batch.returns)
         return self.vf_coef * loss, {"train/value_loss": loss.item()}
 
-    def _loss(self, batch: RolloutBufferSamples, kl_coef: float, memo: Memo) -> tuple[Tensor, Metrics]:
+    def _loss(self, batch: RolloutBufferSamples, kl_coef: float, memo: Memo) -> tuple[Tensor, Numbers]:
         """PPO's clipped objective (arXiv 1707.06347, Eq. 7 and 9), plus the KL to the warm start."""
         policy, obs, action = self.policy, batch.observations, batch.actions.long().flatten()
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]

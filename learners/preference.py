@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from tqdm import trange
 
 from headstart.envs.errors import UsageError
 from headstart.envs.transitions import Branches, Demos
@@ -26,8 +25,8 @@ from headstart.learners.bc import BC, BCConfig, with_mirrored
 from headstart.learners.learner import Fitted, Log, Practice, accept, silent
 from headstart.models.history import hide_past
 from headstart.models.losses import preference_loss, same_future_credit
-from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
+from headstart.models.training import Metrics, Stage, train
 
 __all__ = ["Preference", "PreferenceConfig"]
 
@@ -66,16 +65,16 @@ class Preference:
 
     def loss(
         self, obs: dict[str, Tensor], reference: Tensor, chosen: Tensor, rejected: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Metrics]:
         """Preference loss: observations (B, ...), the reference's logits (B, A), the expert's and own actions (B,)."""
         gain = torch.log_softmax(self.policy.logits(obs), dim=1) - torch.log_softmax(reference, dim=1)
         up, down = (gain.gather(1, action.unsqueeze(1)).flatten() for action in (chosen, rejected))
         loss = preference_loss(up, down, self.config.beta)
         return loss, {
-            "preference/loss": float(loss.detach()),
-            "preference/accuracy": float((up > down).float().mean()),
-            "preference/expert_gain": float(up.detach().mean()),  # nats; below zero it has become less likely
-            "preference/own_gain": float(down.detach().mean()),
+            "preference/loss": loss.detach(),
+            "preference/accuracy": (up > down).float().mean(),
+            "preference/expert_gain": up.detach().mean(),  # nats; below zero it has become less likely
+            "preference/own_gain": down.detach().mean(),
         }
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
@@ -99,21 +98,25 @@ class Preference:
         pairs = (~same_future_credit(future, expert)).nonzero()  # (M, 2): state, own action
         if not len(pairs):
             raise UsageError("Preference has nothing to compare: in no state does an action lead elsewhere.")
-        descend = Descent(
-            "preference",
-            policy.actor_parameters(),
-            learning_rate=c.learning_rate,
-            weight_decay=c.weight_decay,
-            updates=c.updates,
-        )
-        metrics: dict[str, float] = {}
-        for update in trange(c.updates, desc="prefer", unit="update", delay=2, leave=False, disable=None):
+
+        def draw() -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
             i, k = pairs[torch.randint(len(pairs), (c.batch_size,), generator=generator).to(pairs.device)].unbind(1)
             batch = {name: value[i] for name, value in obs.items()}
             batch = hide_past(batch, policy.n_actions, c.bc.hidden_past, c.bc.hidden_actions, generator)
-            loss, metrics = self.loss(batch, reference.logits(batch), expert[i], k)
-            descend(loss)
-            if (update + 1) % 50 == 0:
-                self.log(c.bc.total_updates + update + 1, metrics)
+            return batch, reference.logits(batch), expert[i], k
+
+        metrics = train(
+            Stage(
+                "preference",
+                [policy],
+                [*policy.actor_parameters()],
+                draw,
+                self.loss,
+                updates=c.updates,
+                learning_rate=c.learning_rate,
+                weight_decay=c.weight_decay,
+                log=lambda update, found: self.log(c.bc.total_updates + update, found),
+            )
+        )
         policy.warm_start = "preference"
         return Fitted(updates=imitation.updates + c.updates, metrics={**imitation.metrics, **metrics})

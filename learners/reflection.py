@@ -24,16 +24,15 @@ learned. Steps 3 to 5 on fresh levels are ours: DAgger (arXiv 1011.0686) with th
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import trange
 
 from headstart.envs import collect
 from headstart.envs.collect import Alternatives
@@ -43,13 +42,13 @@ from headstart.envs.mirror import mirror_action, with_mirror_image
 from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets, with_mirrored
-from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, seeded, silent
+from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, silent
 from headstart.models.history import hide_past, swap_context
 from headstart.models.judge import Judge
 from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
-from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.rationale import RationaleHead, margins, shuffled
+from headstart.models.training import Loss, Metrics, Stage, seeded, train
 
 __all__ = ["JudgeConfig", "Reflection", "ReflectionConfig", "Shown"]
 
@@ -251,38 +250,39 @@ class Reflection:
         shown, ends = self._shown(branches), None
         if c.context_weight and outcomes is not None and self._contexts_differ(outcomes.obs):
             ends = self._shown(outcomes)
+
+        def draw() -> tuple[Shown, ...]:
+            i = torch.randint(len(shown.action), (bc.batch_size,), generator=generator)
+            batch = self._batch(shown, i, generator)
+            if ends is None:
+                return (batch,)
+            j = torch.randperm(len(ends.action), generator=generator)[: bc.batch_size]  # the next one is another
+            return batch, self._batch(ends, j, generator)
+
         metrics: dict[str, float] = {}
         for member, judge in enumerate(self.judges):
-            descend = Descent(
-                "reflect (judge)",
-                judge.parameters(),
-                learning_rate=bc.learning_rate,
-                weight_decay=bc.weight_decay,
-                updates=c.updates,
-            )
+
+            def loss(shown: Shown, ends: Shown | None = None, judge: Judge = judge) -> tuple[Tensor, Metrics]:
+                loss, metrics = self.judge_loss(judge, shown)
+                if ends is None:
+                    return loss, metrics
+                context, found = self.context_loss(judge, ends)
+                return loss + c.context_weight * context, metrics | found
+
             judge.train()
-            with seeded(self.seed + member):  # of dropout
-                for _ in trange(c.updates, desc="judge", unit="update", delay=2, leave=False, disable=None):
-                    i = torch.randint(len(shown.action), (bc.batch_size,), generator=generator)
-                    loss, metrics = self.judge_loss(judge, self._batch(shown, i, generator))
-                    if ends is not None:  # in a random order: the next one is another
-                        j = torch.randperm(len(ends.action), generator=generator)[: bc.batch_size]
-                        context, found = self.context_loss(judge, self._batch(ends, j, generator))
-                        loss, metrics = loss + c.context_weight * context, metrics | found
-                    descend(loss)
-                    self._count(metrics)
+            metrics = self._train("reflect (judge)", [judge], [*judge.parameters()], draw, loss, c.updates, member)
             judge.eval()
         return metrics
 
-    def judge_loss(self, judge: Judge, shown: Shown) -> tuple[Tensor, dict[str, float]]:
+    def judge_loss(self, judge: Judge, shown: Shown) -> tuple[Tensor, Metrics]:
         """Find the expert's future among those that are real."""
         credit = same_future_credit(shown.future, shown.action) & shown.tried  # (B, A)
         score = judge(shown.obs, shown.future, shown.signs).masked_fill(~shown.tried, -torch.inf)  # (B, A)
         loss = contrast_loss(score, credit, label_smoothing=self.config.bc.label_smoothing)
         accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
-        return loss, {"reflect/judge_loss": float(loss.detach()), "reflect/judge_accuracy": float(accuracy)}
+        return loss, {"reflect/judge_loss": loss.detach(), "reflect/judge_accuracy": accuracy}
 
-    def context_loss(self, judge: Judge, shown: Shown) -> tuple[Tensor, dict[str, float]]:
+    def context_loss(self, judge: Judge, shown: Shown) -> tuple[Tensor, Metrics]:
         """Whose outcome is it? Of last states: each also in the context of the next in the batch."""
         obs, policy, n = shown.obs, self.policy, len(shown.action)
         swapped = swap_context(obs, torch.arange(n, device=shown.action.device).roll(-1), policy.recent)
@@ -293,7 +293,7 @@ class Reflection:
         own, others = judge(both, *(torch.cat([x, x]) for x in outcome)).flatten().chunk(2)
         loss = (F.softplus(others - own) * differ).mean()
         accuracy = ((own > others) & differ).sum() / differ.sum().clamp(min=1)
-        return loss, {"reflect/context_loss": float(loss.detach()), "reflect/context_accuracy": float(accuracy)}
+        return loss, {"reflect/context_loss": loss.detach(), "reflect/context_accuracy": accuracy}
 
     def _contexts_differ(self, obs: Obs) -> bool:
         """Whether anything is known that cannot be seen."""
@@ -415,30 +415,20 @@ class Reflection:
         reasons = self._rationales(own, labels) if self.config.rationale_weight else None
         expert_obs, own_obs = as_tensors(expert_obs, policy.device), as_tensors(own_obs, policy.device)
         target, weight, label = (torch.as_tensor(x, device=policy.device) for x in (target, weight, label))
-        descend = Descent(
-            "reflect",
-            [*policy.actor_parameters(), *self.rationale.parameters()],
-            learning_rate=bc.learning_rate,
-            weight_decay=bc.weight_decay,
-            updates=updates,
-        )
-        metrics: dict[str, float] = {}
-        for _ in trange(updates, desc="learn", unit="update", delay=2, leave=False, disable=None):
+
+        def draw() -> tuple[Any, ...]:
             i = torch.randint(len(target), (bc.batch_size,), generator=generator).to(policy.device)
             j = torch.randint(len(label), (bc.batch_size,), generator=generator).to(policy.device)
             expert = {name: value[i] for name, value in expert_obs.items()}
             reached = {name: value[j] for name, value in own_obs.items()}
-            loss, metrics = self.policy_loss(
-                hide_past(expert, policy.n_actions, bc.hidden_past, bc.hidden_actions, generator),
-                target[i],
-                weight[i],
-                hide_past(reached, policy.n_actions, 0.0, bc.hidden_actions, generator),
-                label[j],
-                reasons and (reasons[0][j], reasons[1][j]),
-            )
-            descend(loss)
-            self._count(metrics)
-        return metrics
+            expert = hide_past(expert, policy.n_actions, bc.hidden_past, bc.hidden_actions, generator)
+            reached = hide_past(reached, policy.n_actions, 0.0, bc.hidden_actions, generator)
+            why = [(reasons[0][j], reasons[1][j])] if reasons else []
+            return expert, target[i], weight[i], reached, label[j], *why
+
+        networks = [policy, self.rationale]
+        trained = [*policy.actor_parameters(), *self.rationale.parameters()]
+        return self._train("reflect", networks, trained, draw, self.policy_loss, updates)
 
     def policy_loss(
         self,
@@ -448,7 +438,7 @@ class Reflection:
         own_obs: dict[str, Tensor],
         label: Tensor,
         why: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Metrics]:
         """Imitate the expert (target (B, A), weight (B,)) and one's own judgement (label (B', A)).
 
         ``why``: effects (B', A) and margins (B', A), if they are to be predicted too.
@@ -461,10 +451,10 @@ class Reflection:
         loss = imitation + self.config.own_weight * judged
         agreed = target.gather(1, expert.argmax(1, keepdim=True)).flatten()
         metrics = {
-            "bc/loss": float(imitation.detach()),
-            "bc/accuracy": float((agreed * weight).sum() / weight.sum()),
-            "reflect/own_loss": float(judged.detach()),
-            "reflect/own_agreement": float((own.argmax(1) == label.argmax(1)).float().mean()),
+            "bc/loss": imitation.detach(),
+            "bc/accuracy": (agreed * weight).sum() / weight.sum(),
+            "reflect/own_loss": judged.detach(),
+            "reflect/own_agreement": (own.argmax(1) == label.argmax(1)).float().mean(),
         }
         if why is not None:
             explained, found = self.rationale.loss(features[len(target) :], *why)
@@ -494,7 +484,30 @@ class Reflection:
         rationales = zip(obs["frames"][:, -1], effect, margin, strict=True)
         return [explain(*one, layout=self.policy.layout) for one in rationales]
 
-    def _count(self, metrics: dict[str, float]) -> None:
-        self.updates += 1
-        if self.updates % 50 == 0:
-            self.log(self.updates, metrics)
+    def _train(
+        self,
+        name: str,
+        networks: list[nn.Module],
+        trained: list[nn.Parameter],
+        draw: Callable[[], tuple[Any, ...]],
+        loss: Loss,
+        updates: int,
+        member: int = 0,
+    ) -> dict[str, float]:
+        """A stage with imitation's settings, after all updates so far."""
+        bc, before = self.config.bc, self.updates
+        self.updates += updates
+        return train(
+            Stage(
+                name,
+                networks,
+                trained,
+                draw,
+                loss,
+                updates=updates,
+                learning_rate=bc.learning_rate,
+                weight_decay=bc.weight_decay,
+                seed=self.seed + member,
+                log=lambda update, metrics: self.log(before + update, metrics),
+            )
+        )

@@ -18,20 +18,20 @@ whose action was wrong keep the expert's action, without a rationale, where STaR
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import trange
 
 from headstart.envs.effects import EFFECTS
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets
-from headstart.learners.learner import Fitted, Log, Practice, accept, seeded, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, silent
 from headstart.models.history import hide_past
 from headstart.models.losses import soft_cross_entropy
-from headstart.models.optimizer import Descent
 from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.rationale import RationaleHead, margins
+from headstart.models.training import Metrics, Stage, seeded, train
 
 __all__ = ["Star", "StarConfig"]
 
@@ -66,14 +66,14 @@ class Star:
 
     def loss(
         self, obs: dict[str, Tensor], target: Tensor, weight: Tensor, effect: Tensor, margin: Tensor, kept: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Metrics]:
         """Action and rationale: obs (B, ...), target (B, A), weight (B,), effect and margin (B, A), kept (B,)."""
         features = self.policy.features(obs)
         logits = self.policy.logits_of(features)
         imitation = soft_cross_entropy(logits, target, weight=weight, label_smoothing=self.config.bc.label_smoothing)
         rationale, metrics = self.head.loss(features, effect, margin, weight * kept)
         loss = imitation + self.config.rationale_weight * rationale
-        return loss, {"bc/loss": float(imitation.detach()), "star/kept": float(kept.float().mean()), **metrics}
+        return loss, {"bc/loss": imitation.detach(), "star/kept": kept.float().mean(), **metrics}
 
     @torch.no_grad()
     def invent(
@@ -101,21 +101,26 @@ class Star:
         metrics, done = imitation.metrics, c.bc.total_updates
         for _ in range(c.rounds):
             effect, margin, kept = self.invent(obs, target, generator)
-            descend = Descent(
-                "star",
-                [*policy.actor_parameters(), *self.head.parameters()],
-                learning_rate=c.bc.learning_rate,
-                weight_decay=c.bc.weight_decay,
-                updates=c.updates,
-            )
-            for _ in trange(c.updates, desc="rationalise", unit="update", delay=2, leave=False, disable=None):
+
+            def draw(lessons: tuple[Tensor, ...] = (target, weight, effect, margin, kept)) -> tuple[Any, ...]:
                 i = torch.randint(len(target), (c.bc.batch_size,), generator=generator).to(policy.device)
                 batch = {name: value[i] for name, value in obs.items()}
                 batch = hide_past(batch, policy.n_actions, c.bc.hidden_past, c.bc.hidden_actions, generator)
-                loss, metrics = self.loss(batch, target[i], weight[i], effect[i], margin[i], kept[i])
-                descend(loss)
-                done += 1
-                if done % 50 == 0:
-                    self.log(done, metrics)
+                return batch, *(lesson[i] for lesson in lessons)
+
+            metrics = train(
+                Stage(
+                    "star",
+                    [policy, self.head],
+                    [*policy.actor_parameters(), *self.head.parameters()],
+                    draw,
+                    self.loss,
+                    updates=c.updates,
+                    learning_rate=c.bc.learning_rate,
+                    weight_decay=c.bc.weight_decay,
+                    log=lambda update, found, done=done: self.log(done + update, found),
+                )
+            )
+            done += c.updates
         policy.warm_start = "star"
         return Fitted(updates=done, metrics=metrics)

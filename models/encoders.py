@@ -4,7 +4,9 @@ Legend: N frames, F bytes of a frame (MiniGrid: 49 packed cells of the 7 x 7 vie
 E pairs of frames before and after an action, L words of a mission, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ __all__ = [
     "cell_table",
     "distinct_rows",
     "effect_encoder",
+    "every_row",
     "frame_encoder",
 ]
 
@@ -65,12 +68,28 @@ def row_keys(rows: Tensor) -> Tensor:
     return (rows.long() * odd.to(rows.device)).sum(1)
 
 
+_every_row: ContextVar[bool] = ContextVar("every_row", default=False)
+
+
+@contextmanager
+def every_row() -> Iterator[None]:
+    """Within it, nothing is computed once for rows that are equal: how many there are would decide shapes, and what
+    is vectorised over several networks (stack.py) has one shape for all."""
+    before = _every_row.set(True)
+    try:
+        yield
+    finally:
+        _every_row.reset(before)
+
+
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows (U, F) of a byte matrix (N, F) and the place (N,) of each row among them.
 
     ``distinct[place]`` equals ``rows``, so what is computed once per distinct row and gathered by ``place`` has the
     gradient of the whole batch.
     """
+    if _every_row.get():
+        return rows, torch.arange(len(rows), device=rows.device)
     values, place = torch.unique(row_keys(rows), return_inverse=True)
     first = torch.empty(len(values), dtype=torch.long, device=rows.device)
     first[place] = torch.arange(len(rows), device=rows.device)  # any of several equal rows will do
@@ -269,8 +288,9 @@ class MissionEncoder(nn.Module):
 
     def forward(self, mission: Tensor) -> Tensor:
         distinct, place = distinct_rows(mission)
-        longest = int((distinct != 0).sum(1).max().clamp(min=1))
-        distinct = distinct[:, :longest]  # the rest is padding
+        if not _every_row.get():
+            longest = int((distinct != 0).sum(1).max().clamp(min=1))
+            distinct = distinct[:, :longest]  # the rest is padding
         table = rearrange(self.phrase(self.word.weight), "w (side d) -> side w d", side=3)  # padding's is zero
         left, middle, right = (F.embedding(distinct.long(), part, padding_idx=0) for part in table)  # (U, L, D)
         phrase = middle + F.pad(left[:, :-1], (0, 0, 1, 0)) + F.pad(right[:, 1:], (0, 0, 0, 1)) + self.bias

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.models.losses import rationale_loss
+from headstart.models.training import Metrics
 
 __all__ = ["RationaleHead", "margins", "shuffled"]
 
@@ -55,20 +56,20 @@ class RationaleHead(nn.Module):
 
     def loss(
         self, features: Tensor, effect: Tensor, judged: Tensor, weight: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Metrics]:
         """Loss and accuracies for features (B, D), true effects (B, A), judged margins (B, A), weights (B,)."""
         logits, margin = self(features)
         loss = rationale_loss(logits, margin, effect, judged, weight=weight)
         right, changes = logits.argmax(2) == effect, effect != 0
         best = judged.gather(1, margin.argmax(1, keepdim=True)).flatten()
         return loss, {
-            "rationale/loss": float(loss.detach()),
-            "rationale/effect_accuracy": float(right.float().mean()),
+            "rationale/loss": loss.detach(),
+            "rationale/effect_accuracy": right.float().mean(),
             # of the actions that change something; who always says "nothing" gets none of them right
-            "rationale/change_accuracy": float(right[changes].float().mean()) if changes.any() else 0.0,
-            "rationale/share_of_nothing": float((~changes).float().mean()),
-            "rationale/preferred_accuracy": float((best == judged.max(1).values).float().mean()),
-            "rationale/margin_error": float((margin.detach() - judged).abs().mean()),
+            "rationale/change_accuracy": (right & changes).sum() / changes.sum().clamp(min=1),
+            "rationale/share_of_nothing": (~changes).float().mean(),
+            "rationale/preferred_accuracy": (best == judged.max(1).values).float().mean(),
+            "rationale/margin_error": (margin.detach() - judged).abs().mean(),
         }
 
     @torch.no_grad()
