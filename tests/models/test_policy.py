@@ -14,8 +14,8 @@ from torch import Tensor
 from headstart.envs.errors import UsageError
 from headstart.models import encoders, policy
 from headstart.models.history import hide_past
-from headstart.models.optimizer import Descent
 from headstart.models.policy import FrameHistoryExtractor, HeadstartPolicy
+from headstart.models.training import Descent
 
 A, HISTORY, L, WORDS = 7, 3, 5, 20
 

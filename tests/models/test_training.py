@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from headstart.envs.errors import Diverged
-from headstart.models.optimizer import Descent
+from headstart.models.training import Descent
 
 
 def rates(updates: int, warm_up: int) -> list[float]:
