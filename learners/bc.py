@@ -143,13 +143,17 @@ class BC:
 
         best, kept = float("inf"), policy.weights()
 
-        def log(update: int, metrics: dict[str, float]) -> None:
+        def look(metrics: dict[str, float]) -> None:
+            """At the demonstrations that are held out; the weights that predict them best so far are kept."""
             nonlocal best, kept
             if held_out:
                 unseen = self._nats(held_out)
                 metrics["bc/held_out_loss"] = unseen
                 if unseen < best:
                     best, kept = unseen, {name: value.clone() for name, value in policy.weights().items()}
+
+        def log(update: int, metrics: dict[str, float]) -> None:
+            look(metrics)
             self.log(update, metrics)
 
         heads = [beside.head] if beside else []
@@ -167,6 +171,7 @@ class BC:
             )
         )
         if held_out and c.updates:
+            look(metrics)
             policy.load_weights(kept)
             metrics = {**metrics, "bc/held_out_loss": best}
         policy.warm_start = "bc"

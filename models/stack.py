@@ -90,7 +90,8 @@ def train_stacked(stages: Sequence[Stage]) -> list[Outcome]:
                 for i, stage in enumerate(stages):
                     if not isinstance(outcomes[i], Exception):
                         outcomes[i] = numbers = as_numbers({name: value[i] for name, value in metrics.items()})
-                        stage.log(update, numbers)
+                        if update % EVERY == 0:
+                            stage.log(update, numbers)
     return outcomes
 
 

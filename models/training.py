@@ -55,7 +55,7 @@ class Stage:
     seed: int = 0
     """Of dropout."""
     log: Callable[[int, dict[str, float]], None] = _unread
-    """Called with the number of updates so far and the last metrics: every 50 updates, and after the last."""
+    """Called with the number of updates so far and the last metrics, every 50 updates."""
 
 
 def train(stage: Stage) -> dict[str, float]:
@@ -85,9 +85,10 @@ def alone(stage: Stage) -> dict[str, float]:
         for update in trange(1, stage.updates + 1, desc=stage.name, unit="update", delay=2, leave=False, disable=None):
             loss, metrics = stage.loss(*stage.draw())
             descend(loss)
-            if update % EVERY == 0 or update == stage.updates:
+            if update % EVERY == 0:
                 descend.check()
                 stage.log(update, as_numbers(metrics))
+        descend.check()
     return as_numbers(metrics)
 
 

@@ -83,7 +83,7 @@ def test_both_are_counted(env: HeadstartVecEnv, demos: Demos, branches: Branches
         demos, branches, env
     )
     assert fitted.updates == config.total_updates == 70 + 2 + 3 + 60
-    assert logged == [50, 70 + 50]  # of reflection's 65 updates too
+    assert logged == [50, 70 + 2 + 3 + 50]  # of each stage's updates, after those of the stages before
     assert fitted.env_steps == Reflection(fresh_policy(env), reflect).fit(demos, branches, env).env_steps > 0
     assert np.isfinite(list(fitted.metrics.values())).all()
 

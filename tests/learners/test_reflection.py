@@ -341,7 +341,7 @@ def test_the_label_of_a_mirrored_state_is_the_mirrored_label(
     loss, (rows, target, weight) = learner.policy_loss, imitation_targets(learner.policy, demos, mirror)
     experts = dict(zip(same_bytes(rows), zip(target, weight, strict=True), strict=True))
 
-    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor, why: Any) -> Any:
+    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor, why: Any = None) -> Any:
         own = same_bytes({name: value.numpy() for name, value in own_obs.items()})
         for state, q in zip(own, label.numpy(), strict=True):
             wanted = [known[state] for known in (plain, reflected)[: 1 + mirror] if state in known]
@@ -397,7 +397,7 @@ def test_pasts_are_hidden_of_expert_states_only_and_actions_of_all(
     learner, seen = Reflection(fresh_policy(env), small(hidden_past=0.5, hidden_actions=0.5)), []
     loss = learner.policy_loss
 
-    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor, why: Any) -> Any:
+    def watched(expert_obs: Any, target: Tensor, weight: Tensor, own_obs: Any, label: Tensor, why: Any = None) -> Any:
         assert (expert_obs["actions"] >= 7).all()
         seen.append(own_obs)
         return loss(expert_obs, target, weight, own_obs, label, why)
