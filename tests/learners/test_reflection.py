@@ -426,12 +426,12 @@ def test_what_a_fit_costs_is_counted(
     fitted = learner.fit(demos, branches, env)
     assert fitted.env_steps == sum(stepped) - len(demos)  # but for the replay of the demonstrations
     assert fitted.updates == UPDATES
-    assert not logged  # every 50 updates
+    assert not logged  # every 50 updates of a stage
     assert learner.policy.warm_start == "reflect"
     assert {"reflect/judge_loss", "reflect/own_loss", "bc/loss"} <= fitted.metrics.keys()
-    many = dataclasses.replace(SMALL, rounds=1, round_updates=40)
+    many = dataclasses.replace(SMALL, rounds=1, round_updates=60)
     Reflection(fresh_policy(env), many, log=lambda update, metrics: logged.append(update)).fit(demos, branches, env)
-    assert logged == [50]
+    assert logged == [many.total_updates - 60 + 50]  # of a stage, after all before it
 
 
 def test_it_practises_around_the_demonstrations_then_on_fresh_levels(
