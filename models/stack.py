@@ -5,8 +5,8 @@
 Each fit runs in a thread of its own, and only one of them at a time: acting, branching and labelling are as they would
 be alone. Where all have come to a stage of training, it is trained as one: parameters and batches are stacked along a
 new first axis, and the gradients of all are those of one vectorised function (torch.func). So a learner is written
-for one seed, and knows nothing of this. What comes out agrees with fits one by one to rounding, except that dropout
-draws other random numbers.
+for one seed, and knows nothing of this. Gradients are summed in another order, and rounding grows over many updates:
+what comes out is as good as fits one by one would be, and not the same. Dropout draws other random numbers.
 
 Legend: S fits in a stack.
 """

@@ -149,6 +149,28 @@ def test_controls_are_what_all_rows_say(row: list[str]) -> None:
     assert row[1:] == cells
 
 
+@pytest.mark.parametrize("arm", ["iwm", "inverse", "star", "preference"])
+def test_the_other_methods_are_what_their_rows_say(arm: str) -> None:
+    with (RESULTS / "study" / "others.csv").open() as file:
+        rows = [
+            {k: v if k in ("arm", "env") else float(v) if v else None for k, v in r.items()}
+            for r in csv.DictReader(file)
+        ]
+    found = {}
+    for name in (cells[0].strip("`") for cells in study_rows()):
+        one = comparison(runs_of(name) + [row for row in rows if row["env"] == name], arm, ("bc", "bc_long"))
+        assert one is not None
+        found[name] = one
+    over = across(found)
+    assert over is not None
+    assert over.mean.interval is not None
+    low, high = over.mean.interval
+    said = f"`{arm}` {100 * over.mean.value:+.1f}", f"({100 * low:+.1f} to {100 * high:+.1f})"
+    text = README.read_text().replace(" points", "")
+    assert " ".join(said) in text
+    assert not over.above
+
+
 def test_every_environment_of_the_study_with_results_is_in_its_table() -> None:
     published = {path.parent.name for path in RESULTS.glob("*/results.csv")}
     assert {row[0].strip("`") for row in study_rows()} == {name for name in published if ENVIRONMENTS[name].study}
