@@ -38,6 +38,7 @@ from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES, Environment
 
 if TYPE_CHECKING:
     from headstart.experiments.pipeline import Experiment
+    from headstart.experiments.pipeline import Run as ArmRun
 
 __all__ = ["main", "run_script"]
 
@@ -67,7 +68,9 @@ class Run:
     rl_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: what the experiment says)")] = None
     """Environment steps of PPO."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks are trained; auto takes CUDA when there is a device for it."""
+    """Where networks are trained; auto tries what there is and takes the fastest."""
+    compile: Flag = False
+    """Compile what is fitted as one on CUDA, all seeds of an arm (torch.compile): a minute a stage, then faster."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs")
     """Directory of the results."""
     processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one for each core)")] = None
@@ -83,25 +86,36 @@ class Run:
         self._check()
         experiment = _experiment(self.env)  # imports torch: what is plainly wrong has been refused before
 
-        from headstart.experiments import pipeline, pool
+        from headstart.experiments import devices, pipeline, pool
         from headstart.experiments.doctor import available_cores, check_writable
 
         experiment = self._changed(experiment)
         seeds, processes = tuple(dict.fromkeys(self.seed)), self.processes or available_cores()
-        device, why = _device(self.device)
         directory = self.out / experiment.name
         check_writable(directory, f"--out {self.out}")
+        runs = [pipeline.Run(experiment, name, seed, self.out) for seed in seeds for name in experiment.arms]
 
-        text = [pipeline.plan(experiment, seeds, processes), f"device: {device}{why}", f"results: {directory}"]
-        finished = self._finished(experiment, seeds)
+        text = [pipeline.plan(experiment, seeds, processes), f"results: {directory}"]
+        finished = self._finished(experiment, runs)
         text += [] if self.fresh else finished
         if self.dry_run:
-            decided = {"out": str(self.out), "seeds": seeds, "device": device, "processes": processes}
+            decided = {"out": str(self.out), "seeds": seeds, "device": self.device, "processes": processes}
             print(json.dumps({**decided, "fresh": self.fresh, "experiment": _as_json(experiment)}, indent=2))
             print("", *text, "dry run: nothing was run, nothing was written", sep="\n")
             return 0
         print(*text, sep="\n", flush=True)
-        pool.run_all(experiment, seeds, self.out, device=device, processes=processes, fresh=self.fresh)
+        choice = devices.choose(self.device, runs, processes, fresh=self.fresh)
+        print(f"device: {choice.way.device}{choice.why}", flush=True)
+        pool.run_all(
+            experiment,
+            seeds,
+            self.out,
+            device=choice.way.device,
+            processes=processes,
+            fresh=self.fresh,
+            together=choice.way.together,
+            compiled=self.compile,
+        )
 
         from headstart.experiments.report import write_report
 
@@ -137,13 +151,11 @@ class Run:
         rl = experiment.rl if self.rl_steps is None else dataclasses.replace(experiment.rl, steps=self.rl_steps)
         return _with_demos(dataclasses.replace(experiment, arms=arms, rl=rl), self.demos)
 
-    def _finished(self, experiment: "Experiment", seeds: tuple[int, ...]) -> list[str]:
+    def _finished(self, experiment: "Experiment", runs: "Sequence[ArmRun]") -> list[str]:
         """A line about runs that will not be repeated; others that these could not share a table with are refused."""
         from headstart.envs import storage
         from headstart.experiments.evidence import steps_of_rl
-        from headstart.experiments.pipeline import Run as ArmRun
 
-        runs = [ArmRun(experiment, name, seed, self.out) for seed in seeds for name in experiment.arms]
         others = steps_of_rl(self.out / experiment.name, without=[run.directory for run in runs])
         planned = max((run.rl.steps for run in runs if experiment.arms[run.arm].rl), default=None)
         for path, steps in others.items():
@@ -462,20 +474,6 @@ def _meant(word: str, known: Iterable[str]) -> str:
     plain = {name.replace("_", ""): name for name in known}
     close = difflib.get_close_matches(word.lower().replace("_", "").replace("-", ""), plain, 1)
     return f" Perhaps you meant {plain[close[0]]}?" if close else ""
-
-
-def _device(wanted: str) -> tuple[str, str]:
-    """The device to train on, and why, in words."""
-    import torch
-
-    found = torch.cuda.is_available()
-    if wanted == "cuda" and not found:
-        raise UsageError("--device cuda: PyTorch finds no CUDA device. Use --device cpu; see `headstart doctor`.")
-    device = ("cuda" if found else "cpu") if wanted == "auto" else wanted
-    name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
-    if wanted == "auto":
-        return device, f"{name}, because PyTorch finds {'a' if found else 'no'} CUDA device"
-    return device, name
 
 
 def _as_json(experiment: "Experiment") -> dict[str, Any]:

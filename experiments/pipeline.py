@@ -25,8 +25,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from headstart.experiments.runlog import RunLog, flat, write_rows
 from headstart.experiments.views import beside
 from headstart.learners import BC, IWM, LEARNERS, PPO, IWMReflect, Lessons, Reflection
 from headstart.learners.bc import imitation_targets
+from headstart.models.stack import Together
 
 SCHEMA = 1
 
@@ -150,16 +152,7 @@ def run_arm(run: Run) -> dict[str, Any]:
         _keep_config(run)
         if storage.exists(directory / "summary.json"):
             storage.verify(directory)
-        arm = experiment.arms[run.arm]
-        model = new_model(
-            bank(experiment.env_id, "train", experiment.train_levels),
-            run.rl,
-            memory=arm.memory,
-            history=experiment.history,
-            horizon=experiment.horizon,
-            seed=run.seed,
-            device=run.device,
-        )
+        arm, model = experiment.arms[run.arm], _fresh(run)
         cost = {"updates": 0, "env_steps": 0, "expert_steps": 0, "expert_queries": 0}
         if arm.learner is not None:
             cost = warm_start(run, model)
@@ -188,6 +181,37 @@ def run_arm(run: Run) -> dict[str, Any]:
     return summary
 
 
+def fit_together(runs: Sequence[Run], *, compiled: bool = False) -> list[BaseException | None]:
+    """The warm starts of an arm for several seeds, trained as one (models/stack.py): `run_arm` finds them.
+
+    Returns what has kept each of them from being fitted, if anything has.
+    """
+    torch.set_num_threads(1)
+
+    def fit(run: Run) -> None:
+        with storage.lock(run.directory):
+            _keep_config(run)
+            warm_start(run, _fresh(run), beside=len(runs) - 1)
+
+    fits = [partial(fit, run) for run in runs]
+    outcomes = Together(compiled=compiled).fit(fits)
+    return [outcome if isinstance(outcome, BaseException) else None for outcome in outcomes]
+
+
+def _fresh(run: Run) -> PPO:
+    """A policy that nobody has trained, and where it is going to be fine-tuned."""
+    experiment = run.experiment
+    return new_model(
+        bank(experiment.env_id, "train", experiment.train_levels),
+        run.rl,
+        memory=experiment.arms[run.arm].memory,
+        history=experiment.history,
+        horizon=experiment.horizon,
+        seed=run.seed,
+        device=run.device,
+    )
+
+
 # ---- stages ----
 def demonstrate(run: Run) -> Demos:
     """The demonstrations that all arms of a seed share."""
@@ -212,15 +236,17 @@ def demonstrate(run: Run) -> Demos:
     return demos
 
 
-def warm_start(run: Run, model: PPO) -> dict[str, int]:
-    """Fit the policy without reward, or take the weights of an earlier fit; returns what it has cost."""
+def warm_start(run: Run, model: PPO, *, beside: int = 0) -> dict[str, int]:
+    """Fit the policy without reward, or take the weights of an earlier fit; returns what it has cost.
+
+    ``beside`` is how many other seeds are being fitted with it, in the time that is written down.
+    """
     learner_config = run.experiment.arms[run.arm].learner
     assert learner_config is not None
     weights, cost_path = run.directory / "warm_start.safetensors", run.directory / "warm_start.json"
     demos = demonstrate(run)
     key = storage.digest(run.demos_path)
-    rehearsed = [run.directory / "lessons.npz"] if _keeps_lessons(run) else []
-    if all(storage.exists(path) for path in (weights, cost_path, run.directory / "metrics.csv", *rehearsed)):
+    if is_fitted(run):
         cost = storage.load_json(cost_path, kind="fit", schema=SCHEMA)
         if cost.pop("demos") != key:
             raise DataError(f"{weights}: was fitted to other demonstrations than {run.demos_path}. Use --fresh.")
@@ -260,9 +286,15 @@ def warm_start(run: Run, model: PPO) -> dict[str, int]:
     write_rows(run.directory / "metrics.csv", log.rows, kind="metrics")
     save_policy(model, weights)
     storage.save_json(cost_path, {**cost, "demos": key}, kind="fit", schema=SCHEMA)
-    seconds_taken = {"warm_start": round(time.monotonic() - started, 1)}  # branches and practice included
-    storage.save_json(run.directory / "timing.json", seconds_taken, kind="timing", schema=SCHEMA)
+    taken = {"warm_start": round(time.monotonic() - started, 1), "beside": beside}  # branches and practice included
+    storage.save_json(run.directory / "timing.json", taken, kind="timing", schema=SCHEMA)
     return cost
+
+
+def is_fitted(run: Run) -> bool:
+    """Whether all is there that a fit leaves, by which the next command goes on without it."""
+    names = ["warm_start.safetensors", "warm_start.json", "metrics.csv"] + ["lessons.npz"] * _keeps_lessons(run)
+    return all(storage.exists(run.directory / name) for name in names)
 
 
 def _keeps_lessons(run: Run) -> bool:

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
+import traceback
+from collections import defaultdict
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,26 @@ from tqdm import tqdm
 from headstart.envs import storage
 from headstart.envs.banks import bank
 from headstart.envs.processes import end_with_parent
-from headstart.experiments.pipeline import Experiment, Run, demonstrate, run_arm, seconds
+from headstart.experiments.pipeline import Experiment, Run, demonstrate, fit_together, is_fitted, run_arm, seconds
 
 __all__ = ["levels", "run_all"]
 
 
 def run_all(
-    experiment: Experiment, seeds: tuple[int, ...], out: Path, *, device: str, processes: int, fresh: bool = False
+    experiment: Experiment,
+    seeds: tuple[int, ...],
+    out: Path,
+    *,
+    device: str,
+    processes: int,
+    fresh: bool = False,
+    together: bool = False,
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
     """Run every arm and seed in a pool of processes; returns their summaries.
 
-    A run that fails does not stop the others; its error is raised when they have finished.
+    ``together`` fits all seeds of an arm as one before each goes on by itself, ``compiled`` by torch.compile. A run
+    that fails does not stop the others; its error is raised when they have finished.
     """
     runs = [Run(experiment, name, seed, out, device) for seed in seeds for name in experiment.arms]
     if fresh:
@@ -38,7 +49,17 @@ def run_all(
         demo_run = Run(experiment, next(iter(experiment.arms)), seed, out)
         with storage.lock(demo_run.demos_path.parent):
             demonstrate(demo_run)
-    return _in_processes(runs, processes)
+    groups = _to_be_fitted(runs) if together else []
+    return _in_processes(runs, processes, groups, compiled=compiled)
+
+
+def _to_be_fitted(runs: list[Run]) -> list[list[Run]]:
+    """The runs of each arm that have a fit before them, where there are several."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.experiment.arms[run.arm].learner is not None and not is_fitted(run):
+            groups[run.arm].append(run)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def levels(experiment: Experiment) -> None:
@@ -49,11 +70,16 @@ def levels(experiment: Experiment) -> None:
         bank(variant, "test", experiment.test_levels)
 
 
-def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:
+def _in_processes(
+    runs: list[Run], processes: int, groups: list[list[Run]], *, compiled: bool = False
+) -> list[dict[str, Any]]:
+    """Those of a group are fitted together first; then each is run."""
     weight = {run.directory: sum(seconds(run.experiment, run.arm)) for run in runs}
     done = dict.fromkeys(weight, 0.0)
     # the longest first, so that none of the processes ends up alone with a long one
-    runs_by_length = sorted(runs, key=lambda run: -weight[run.directory])
+    groups = sorted(groups, key=lambda group: -weight[group[0].directory])
+    later = {run.directory for group in groups for run in group}
+    at_once = [run for run in sorted(runs, key=lambda run: -weight[run.directory]) if run.directory not in later]
     context = multiprocessing.get_context("spawn")
     # Workers inherit the mask: a Ctrl-C while they import torch is the parent's business too.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -67,7 +93,9 @@ def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:
     )
     started = time.monotonic()
     with ProcessPoolExecutor(min(processes, len(runs)), context, initializer=_worker, initargs=(reports,)) as pool:
-        waiting = {pool.submit(_run_in_worker, run): run for run in runs_by_length}
+        waiting: dict[Future[list[Any]], list[Run]] = {}
+        waiting |= {pool.submit(_fit_in_worker, group, compiled): group for group in groups}
+        waiting |= {pool.submit(_run_in_worker, run): [run] for run in at_once}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             while waiting:
@@ -75,15 +103,18 @@ def _in_processes(runs: list[Run], processes: int) -> list[dict[str, Any]]:
                     directory, share = reports.get()
                     done[directory] = share
                 for future in [future for future in waiting if future.done()]:
-                    run = waiting.pop(future)
-                    done[run.directory] = 1.0
-                    error = future.exception()
-                    if error is None:
-                        summaries[run.directory] = future.result()
-                        tqdm.write(_line(summaries[run.directory], time.monotonic() - started))
-                    else:
-                        failures.append(error)
-                        tqdm.write(f"{run.arm}, seed {run.seed}: failed: {error}")
+                    those, error = waiting.pop(future), future.exception()
+                    for run, outcome in zip(those, [error] * len(those) if error else future.result(), strict=True):
+                        if outcome is None:  # fitted
+                            waiting[pool.submit(_run_in_worker, run)] = [run]
+                        elif isinstance(outcome, BaseException):
+                            done[run.directory] = 1.0
+                            failures.append(outcome)
+                            tqdm.write(f"{run.arm}, seed {run.seed}: failed: {outcome}")
+                        else:
+                            done[run.directory] = 1.0
+                            summaries[run.directory] = outcome
+                            tqdm.write(_line(outcome, time.monotonic() - started))
                 bar.n = sum(weight[d] * share for d, share in done.items())
                 share = bar.n / bar.total
                 left = (time.monotonic() - started) * (1 / share - 1) if share > 0.02 else bar.total / processes
@@ -121,8 +152,20 @@ def _worker(reports: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _run_in_worker(run: Run) -> dict[str, Any]:
-    return run_arm(dataclasses.replace(run, progress=lambda share: _reports.put((run.directory, share))))
+def _run_in_worker(run: Run) -> list[dict[str, Any]]:
+    return [run_arm(_reporting(run))]
+
+
+def _fit_in_worker(runs: list[Run], compiled: bool) -> list[BaseException | None]:
+    outcomes = fit_together([_reporting(run) for run in runs], compiled=compiled)
+    for error in outcomes:
+        if error is not None:  # where it was raised does not get through to the parent by itself
+            error.add_note("".join(traceback.format_exception(error)))
+    return outcomes
+
+
+def _reporting(run: Run) -> Run:
+    return dataclasses.replace(run, progress=lambda share: _reports.put((run.directory, share)))
 
 
 def _empty(directories: list[Path]) -> None:

@@ -6,7 +6,6 @@ E pairs of frames before and after an action, L words of a mission, D width.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -68,18 +67,19 @@ def row_keys(rows: Tensor) -> Tensor:
     return (rows.long() * odd.to(rows.device)).sum(1)
 
 
-_every_row: ContextVar[bool] = ContextVar("every_row", default=False)
+_every_row = False
 
 
 @contextmanager
 def every_row() -> Iterator[None]:
     """Within it, nothing is computed once for rows that are equal: how many there are would decide shapes, and what
     is vectorised over several networks (stack.py) has one shape for all."""
-    before = _every_row.set(True)
+    global _every_row
+    _every_row, before = True, _every_row
     try:
         yield
     finally:
-        _every_row.reset(before)
+        _every_row = before
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     ``distinct[place]`` equals ``rows``, so what is computed once per distinct row and gathered by ``place`` has the
     gradient of the whole batch.
     """
-    if _every_row.get():
+    if _every_row:
         return rows, torch.arange(len(rows), device=rows.device)
     values, place = torch.unique(row_keys(rows), return_inverse=True)
     first = torch.empty(len(values), dtype=torch.long, device=rows.device)
@@ -288,7 +288,7 @@ class MissionEncoder(nn.Module):
 
     def forward(self, mission: Tensor) -> Tensor:
         distinct, place = distinct_rows(mission)
-        if not _every_row.get():
+        if not _every_row:
             longest = int((distinct != 0).sum(1).max().clamp(min=1))
             distinct = distinct[:, :longest]  # the rest is padding
         table = rearrange(self.phrase(self.word.weight), "w (side d) -> side w d", side=3)  # padding's is zero

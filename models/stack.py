@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from tqdm import trange
 
@@ -48,10 +49,11 @@ class _Networks(nn.Module):
         return self.loss(*batch)
 
 
-def train_stacked(stages: Sequence[Stage]) -> list[Outcome]:
+def train_stacked(stages: Sequence[Stage], *, compiled: bool = False) -> list[Outcome]:
     """Train stages that differ in parameters and batches only; of each its last metrics, or Diverged.
 
-    One that diverges does not stop the others: nothing of it reaches them.
+    One that diverges does not stop the others: nothing of it reaches them. ``compiled`` has torch.compile make one
+    kernel of many, which takes up to a minute for each stage, and a compiler of C++.
     """
     first, nets = stages[0], [_Networks(stage) for stage in stages]
     weights = {
@@ -64,6 +66,8 @@ def train_stacked(stages: Sequence[Stage]) -> list[Outcome]:
         return loss, (loss.detach(), metrics)
 
     gradients = vmap(grad(loss_of_one, has_aux=True), randomness="different")
+    if compiled:
+        gradients = torch.compile(gradients)
     descend = Descent(
         first.name,
         weights.values(),
@@ -77,7 +81,7 @@ def train_stacked(stages: Sequence[Stage]) -> list[Outcome]:
         for update in trange(1, first.updates + 1, desc=first.name, unit="update", delay=2, leave=False, disable=None):
             batches = [stage.draw() for stage in stages]
             batch = pytree.tree_map(lambda *parts: torch.stack(parts), *batches)
-            with every_row():
+            with every_row(), sdpa_kernel(SDPBackend.MATH):  # vmap knows the parts of attention, and not the whole
                 found, (loss, metrics) = gradients({name: value.detach() for name, value in weights.items()}, batch)
             losses.append(loss)
             for name, value in weights.items():
@@ -112,9 +116,10 @@ def _note_diverged(losses: Tensor, update: int, stages: Sequence[Stage], outcome
 
 
 class Together:
-    """Runs fits that meet in their stages; see the head of this file."""
+    """Runs fits that meet in their stages; see the head of this file, and ``train_stacked`` for ``compiled``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, compiled: bool = False) -> None:
+        self.compiled = compiled
         self.turn = threading.Condition()  # held by the one fit that is running
         self.running = 0
         self.met: dict[int, Stage] = {}  # by the place of the fit that it belongs to
@@ -163,7 +168,7 @@ class Together:
         for places in alike.values():
             stages = [self.met.pop(i) for i in places]
             try:
-                outcomes = train_stacked(stages) if len(stages) > 1 else [alone(stages[0])]
+                outcomes = train_stacked(stages, compiled=self.compiled) if len(stages) > 1 else [alone(stages[0])]
             except Exception as error:
                 outcomes = [error] * len(stages)
             self.outcomes |= dict(zip(places, outcomes, strict=True))

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from headstart.envs import storage
 from headstart.envs.errors import Busy, DataError, Diverged, EnvironmentFailed, HeadstartError
 from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES
-from headstart.experiments import check, cli, doctor, door_key, pipeline, pool, study
+from headstart.experiments import check, cli, devices, doctor, door_key, pipeline, pool, study
 from headstart.experiments.arms import arms_around
 
 MAIN = dataclasses.replace(
@@ -53,7 +53,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `run` has asked of the pipeline, which does nothing."""
+    """What `run` has asked of the pipeline, which does nothing; no device is tried."""
+    monkeypatch.setattr(pipeline.torch.cuda, "is_available", lambda: False)
     calls: list[dict[str, Any]] = []
 
     def run_all(experiment: pipeline.Experiment, seeds: tuple[int, ...], out: Path, **options: Any) -> None:
@@ -188,7 +189,7 @@ def test_no_module_hides_another():
 
 # ---- run ----
 def test_run_prints_plan_then_table_then_paths_then_tensorboard(here: Path, asked: list, capsys):
-    assert cli.main(["run", "door_key", "--seed", "0", "1", "--processes", "1"]) == 0
+    assert cli.main(["run", "door_key", "--seed", "0", "1", "--processes", "1", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("door_key: MiniGrid-DoorKey-8x8-v0, 8 demonstrations")
     assert any("minutes" in line and "MB" in line for line in lines)
@@ -200,9 +201,11 @@ def test_run_prints_plan_then_table_then_paths_then_tensorboard(here: Path, aske
             "experiment": MAIN,
             "seeds": (0, 1),
             "out": Path("runs"),
-            "device": "cuda" if pipeline.torch.cuda.is_available() else "cpu",
+            "device": "cpu",
             "processes": 1,
             "fresh": False,
+            "together": False,
+            "compiled": False,
         }
     ]
 
@@ -399,16 +402,16 @@ def test_cuda_where_there_is_none(here: Path, asked: list, monkeypatch: pytest.M
     monkeypatch.setattr(pipeline.torch.cuda, "is_available", lambda: False)
     assert cli.main(["run", "door_key", "--device", "cuda"]) == 2
     assert "--device cuda" in capsys.readouterr().err
-    assert cli.main(["run", "door_key", "--dry-run"]) == 0
+    assert cli.main(["run", "door_key"]) == 0
     assert "device: cpu, because PyTorch finds no CUDA device" in capsys.readouterr().out
 
 
-def test_auto_takes_cuda_where_it_is(here: Path, asked: list, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(pipeline.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(pipeline.torch.cuda, "get_device_name", lambda: "NVIDIA X1")
-    assert cli.main(["run", "door_key"]) == 0
-    assert "device: cuda (NVIDIA X1), because PyTorch finds a CUDA device" in capsys.readouterr().out
-    assert asked[0]["device"] == "cuda"
+def test_what_is_chosen_is_said_and_done(here: Path, asked: list, monkeypatch: pytest.MonkeyPatch, capsys):
+    choice = devices.Choice(devices.STACKED, " (NVIDIA X1), the fastest by a trial")
+    monkeypatch.setattr(devices, "choose", lambda *arguments, **options: choice)
+    assert cli.main(["run", "door_key", "--seed", "0", "1", "--compile"]) == 0
+    assert "device: cuda (NVIDIA X1), the fastest by a trial\n" in capsys.readouterr().out
+    assert (asked[0]["device"], asked[0]["together"], asked[0]["compiled"]) == ("cuda", True, True)
 
 
 @pytest.fixture

@@ -640,9 +640,52 @@ def test_processes_make_no_difference(finished: Path, tmp_path: Path) -> None:
     assert len(again) > 20
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_seeds_that_are_fitted_as_one(tmp_path: Path, compiled: bool) -> None:
+    """An interrupted run too: what it has left is kept. (Few updates: rounding grows.)"""
+    short = dataclasses.replace(REFLECT, judge=JudgeConfig(members=1, dropout=0.0, updates=3))
+    learners = {"bc": BC, "iwm": IWM, "reflect": short}
+    arms = {name: dataclasses.replace(TINY.arms[name], learner=one, rl=False) for name, one in learners.items()}
+    few = changed(arms=arms)
+    alone = run_all(few, (0, 1, 2), tmp_path / "alone", device="cpu", processes=2)
+    out = tmp_path / "together"
+    earlier = run_arm(Run(few, "iwm", 1, out))
+    together = run_all(few, (0, 1, 2), out, device="cpu", processes=2, together=True, compiled=compiled)
+    assert earlier in together
+    for one, other in zip(alone, together, strict=True):
+        facts = ("arm", "seed", "updates", "env_steps", "expert_steps", "success_greedy")
+        assert [one[fact] for fact in facts] == [other[fact] for fact in facts]
+        where = Path("tiny", one["arm"], f"seed{one['seed']}")
+        assert {path.name for path in (tmp_path / "alone" / where).iterdir() if "events" not in path.name} == {
+            path.name for path in (out / where).iterdir() if "events" not in path.name
+        }
+        weights, expected = (
+            storage.load_weights(path / where / "warm_start.safetensors", kind="policy", schema=1)[0]
+            for path in (out, tmp_path / "alone")
+        )
+        for name, value in weights.items():
+            # on average: where a gradient is next to nothing, Adam makes a step of its rounding
+            assert float((value - expected[name]).abs().mean()) < 1e-5, name
+        timing = storage.load_json(out / where / "timing.json", kind="timing", schema=1)
+        assert timing["beside"] == (0 if one["arm"] == "iwm" and one["seed"] == 1 else 1 if one["arm"] == "iwm" else 2)
+
+
+def test_what_fails_among_seeds_that_are_fitted_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One seed's directory belongs to other settings: it is named, and the others are finished."""
+    few = changed(arms={"bc": dataclasses.replace(TINY.arms["bc"], rl=False)})
+    other = Run(changed(arms=few.arms, history=3), "bc", 1, tmp_path)
+    pipeline._keep_config(other)
+    with pytest.raises(UsageError, match="history: 3 -> 2") as failure:
+        run_all(few, (0, 1, 2), tmp_path, device="cpu", processes=1, together=True)
+    assert "_keep_config" in "".join(failure.value.__notes__)  # where in the worker
+    assert "bc, seed 1: failed" in capsys.readouterr().out
+    for seed in (0, 2):
+        assert storage.exists(tmp_path / "tiny" / "bc" / f"seed{seed}" / "summary.json")
+
+
 def test_fresh_starts_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(pool, "_in_processes", lambda runs, processes: ran.extend(r.arm for r in runs))
+    monkeypatch.setattr(pool, "_in_processes", lambda runs, *rest, **options: ran.extend(r.arm for r in runs))
     run(tmp_path, "bc")
     other = changed(horizon=30)
     with pytest.raises(DataError, match="--fresh"):
