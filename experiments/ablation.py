@@ -1,6 +1,7 @@
 """What `reflect` owes to each of its parts: one setting changed at a time, on validation levels.
 
     python experiments/ablation.py key_corridor     -> results/key_corridor/ablation.csv
+    python experiments/ablation.py key_corridor --only states=500 "states=500 where=disputed" --draws 3
 
 Draws of demonstrations and levels are tune.py's: no study uses these draws, and test levels are not touched. A row is a
 variant and a draw. Differences from the default are paired: same demonstrations, same levels. With few draws they are
@@ -25,8 +26,6 @@ from headstart.experiments.pipeline import Experiment
 from headstart.experiments.runlog import write_rows
 from headstart.experiments.tune import LEVELS, RESULTS, SEEDS, demonstrations
 from headstart.learners import PPO, Reflection, ReflectionConfig
-
-DRAWS = SEEDS[:2]
 
 
 def variants(default: ReflectionConfig) -> dict[str, ReflectionConfig]:
@@ -79,13 +78,16 @@ def measure(experiment: Experiment, config: ReflectionConfig, seed: int) -> dict
     return found
 
 
-def ablate(experiment: Experiment, pool: ProcessPoolExecutor, draws: Sequence[int]) -> list[dict[str, Any]]:
+def ablate(
+    experiment: Experiment, pool: ProcessPoolExecutor, draws: Sequence[int], only: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Rows: variant, draw of demonstrations, steps before RL, success. Means are printed on the way."""
     default = experiment.arms["reflect"].learner
     assert isinstance(default, ReflectionConfig)
     jobs = {
         name: [pool.submit(measure, experiment, config, seed) for seed in draws]
         for name, config in variants(default).items()
+        if name in only or not only
     }
     rows: list[dict[str, Any]] = []
     for name, futures in tqdm(jobs.items(), unit="variant", disable=None):
@@ -103,6 +105,11 @@ def ablate(experiment: Experiment, pool: ProcessPoolExecutor, draws: Sequence[in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="+", help="experiments, such as key_corridor")
+    names = tuple(variants(ReflectionConfig()))
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=(), metavar="VARIANT", help=f"of {', '.join(names)}"
+    )
+    parser.add_argument("--draws", type=int, choices=range(1, len(SEEDS) + 1), default=2, help="of demonstrations")
     parser.add_argument("--processes", type=int, default=available_cores())
     options = parser.parse_args()
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
@@ -111,7 +118,7 @@ def main() -> None:
             for split, n in (("train", experiment.train_levels), ("validation", LEVELS)):
                 bank(experiment.env_id, split, n)  # before processes ask for it at the same time
             print(f"{name}: what reflect owes to its parts", flush=True)
-            rows = ablate(experiment, pool, DRAWS)
+            rows = ablate(experiment, pool, SEEDS[: options.draws], options.only)
             (RESULTS / name).mkdir(parents=True, exist_ok=True)
             write_rows(RESULTS / name / "ablation.csv", rows, kind="tuning")
 

@@ -70,7 +70,7 @@ class Run:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are trained; auto tries what there is and takes the fastest."""
     compile: Flag = False
-    """Compile what is fitted as one on CUDA, all seeds of an arm (torch.compile): a minute a stage, then faster."""
+    """Compile what is fitted as one on CUDA, all seeds of an arm, by torch.compile: a minute for each stage."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("runs")
     """Directory of the results."""
     processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one for each core)")] = None
@@ -106,6 +106,8 @@ class Run:
         print(*text, sep="\n", flush=True)
         choice = devices.choose(self.device, runs, processes, fresh=self.fresh)
         print(f"device: {choice.way.device}{choice.why}", flush=True)
+        if self.compile and not choice.way.together:
+            print("--compile: nothing is compiled, since seeds are fitted as one only on CUDA, where there are several")
         pool.run_all(
             experiment,
             seeds,

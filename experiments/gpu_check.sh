@@ -6,5 +6,5 @@
 set -eu
 cd "$(dirname "$0")/.."
 python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "PyTorch finds no CUDA device: see `headstart doctor`.")'
-python -m pytest tests/learners/test_cuda.py
+python -m pytest tests/learners/test_cuda.py tests/learners/test_together.py
 python experiments/throughput.py "$@"

@@ -1,4 +1,4 @@
-"""Updates and environment steps a second on the CPU and on CUDA, and where the time goes there.
+"""Samples and environment steps a second on the CPU and on CUDA, and where the time goes there.
 
     python experiments/throughput.py            -> results/throughput.csv, and a table of operations
 
@@ -20,8 +20,10 @@ from headstart.envs.transitions import Demos
 from headstart.experiments.doctor import available_cores
 from headstart.experiments.runlog import write_rows
 from headstart.learners import BC, PPO, BCConfig, JudgeConfig, Reflection, ReflectionConfig
+from headstart.models.stack import Together
 
 ENV_ID = "MiniGrid-DoorKey-8x8-v0"
+SEEDS = 5  # in a stack
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -46,6 +48,19 @@ def imitation(demos: Demos, device: str, batch: int) -> Callable[[int], object]:
     """Updates of behaviour cloning."""
     policy = model(device).policy
     return lambda n: BC(policy, BCConfig(updates=n, batch_size=batch)).fit(demos)
+
+
+def stacked(demos: Demos, device: str, batch: int) -> Callable[[int], object]:
+    """Updates of behaviour cloning, of SEEDS policies as one."""
+    policies = [model(device).policy for _ in range(SEEDS)]
+
+    def work(n: int) -> None:
+        config = BCConfig(updates=n, batch_size=batch)
+        for outcome in Together().fit([lambda policy=one: BC(policy, config).fit(demos) for one in policies]):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    return work
 
 
 def judging(demos: Demos, device: str, batch: int) -> Callable[[int], object]:
@@ -73,8 +88,8 @@ def measure(batches: list[int], envs: list[int], seconds: float) -> Iterator[dic
         torch.set_num_threads(threads)
         where = {"device": device, "threads": threads}
         for batch in batches:
-            for job in (imitation, judging):
-                per_second = batch * rate(job(demos, device, batch), seconds)
+            for job, seeds in ((imitation, 1), (stacked, SEEDS), (judging, 1)):
+                per_second = seeds * batch * rate(job(demos, device, batch), seconds)
                 yield {"job": job.__name__, **where, "size": batch, "per_second": round(per_second)}
         for n in envs:
             per_second = 64 * n * rate(rollouts(device, n), seconds)

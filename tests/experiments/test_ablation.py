@@ -64,6 +64,16 @@ def test_every_variant_on_every_draw(
     assert "default                       10.0 sampled  50.0 greedy        15 steps" in capsys.readouterr().out
 
 
+def test_some_variants_on_more_draws(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
+    found = {"env_steps": 1, "success_sampled": 0.5, "success_greedy": 0.5}
+    monkeypatch.setattr(ablation, "measure", lambda *arguments: found)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "k=2", "states=500 where=disputed", "--draws", "3"])
+    ablation.main()
+    rows = read_rows(results, kind="tuning")
+    assert [row["variant"] for row in rows] == ["k=2"] * 3 + ["states=500 where=disputed"] * 3
+    assert [row["seed"] for row in rows[:3]] == ["1000", "1001", "1002"]
+
+
 def test_a_fit_is_measured_on_validation_levels(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
     looked_at: list[str] = []
     fitted: list[Reflection] = []

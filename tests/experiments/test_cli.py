@@ -404,6 +404,8 @@ def test_cuda_where_there_is_none(here: Path, asked: list, monkeypatch: pytest.M
     assert "--device cuda" in capsys.readouterr().err
     assert cli.main(["run", "door_key"]) == 0
     assert "device: cpu, because PyTorch finds no CUDA device" in capsys.readouterr().out
+    assert cli.main(["run", "door_key", "--compile"]) == 0
+    assert "--compile: nothing is compiled" in capsys.readouterr().out
 
 
 def test_what_is_chosen_is_said_and_done(here: Path, asked: list, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -28,5 +28,5 @@ def test_every_job_is_measured_on_every_device(monkeypatch: pytest.MonkeyPatch) 
         torch.set_num_threads(threads)
     devices = {("cpu", 1), ("cpu", 2)} | ({("cuda", 1)} if torch.cuda.is_available() else set())
     assert {(row["device"], row["threads"]) for row in rows} == devices
-    assert [row["job"] for row in rows] == ["imitation", "judging", "ppo"] * len(devices)
+    assert [row["job"] for row in rows] == ["imitation", "stacked", "judging", "ppo"] * len(devices)
     assert all(row["per_second"] > 0 for row in rows)

@@ -1,0 +1,78 @@
+"""Every learner, fitted to three seeds as one, comes out as it would three times alone."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import fresh_model
+
+from headstart.envs.collect import branch, collect_demos
+from headstart.envs.vector import make_vec_env
+from headstart.learners import LEARNERS, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig
+from headstart.models.stack import Together
+
+ENV_ID = "Headstart-Fetch-8x8-N3-v0"  # with missions that differ
+BC = BCConfig(updates=2, batch_size=8, hidden_actions=0.1)
+REFLECT = ReflectionConfig(
+    bc=BC,
+    judge=JudgeConfig(members=2, dropout=0.0, updates=2),  # dropout draws other numbers in a stack
+    levels=3,
+    level_steps=5,
+    round_updates=2,
+)
+
+
+def shortened(config: type) -> Any:
+    """A learner's configuration with two updates in every stage: rounding grows with each."""
+    parts = {"bc": BC, "reflect": REFLECT, "iwm": IWMConfig(bc=BC, updates=2), "updates": 2, "batch_size": 8}
+    if config in (BCConfig, ReflectionConfig):
+        return {BCConfig: BC, ReflectionConfig: REFLECT}[config]
+    fields = {field.name for field in dataclasses.fields(config)}
+    return config(**{name: value for name, value in parts.items() if name in fields})
+
+
+VARIANTS = {config.__name__: shortened(config) for config in LEARNERS} | {
+    "held out": dataclasses.replace(BC, held_out=0.3),
+    "joint": IWMConfig(bc=BC, updates=2, mode="joint"),
+    "rationale": dataclasses.replace(REFLECT, rationale_weight=0.3),
+}
+
+
+def fits(config: Any, cache: Path, device: str) -> tuple[list[Any], list[Any]]:
+    """Policies of three seeds, and what fits each to demonstrations of its own when it is called."""
+    policies, work = [], []
+    for seed in range(3):
+        demos = collect_demos(ENV_ID, 4, seed=seed, history=6, cache=cache)
+        branches = branch(demos, horizon=4, rng=np.random.default_rng(1))
+        env = make_vec_env(ENV_ID, 4, seed=0, history=6, n_levels=64, cache=cache)
+        policy = fresh_model(env, device=device).policy
+        learner = LEARNERS[type(config)](policy, config, seed=seed)
+        policies.append((policy, demos))
+        work.append(lambda learner=learner, demos=demos, branches=branches, env=env: learner.fit(demos, branches, env))
+    return policies, work
+
+
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_CUDA)])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_learners_agree(name: str, device: str, cache: Path) -> None:
+    policies, work = fits(VARIANTS[name], cache, device)
+    alone = [fit() for fit in work]
+    stacked, work = fits(VARIANTS[name], cache, device)
+    together = Together().fit(work)
+    fresh, _ = fits(VARIANTS[name], cache, device)
+    for one, other, (policy, demos), (like, _), (before, _) in zip(
+        alone, together, policies, stacked, fresh, strict=True
+    ):
+        assert not isinstance(other, BaseException), other
+        assert (other.updates, other.env_steps) == (one.updates, one.env_steps)
+        assert other.metrics == pytest.approx(one.metrics, rel=1e-2, abs=1e-3)
+        np.testing.assert_allclose(
+            like.probabilities(demos.obs), policy.probabilities(demos.obs), atol=1e-5 if device == "cpu" else 1e-2
+        )
+        assert np.abs(policy.probabilities(demos.obs) - before.probabilities(demos.obs)).max() > 1e-4  # it was trained
