@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from headstart.envs import bank, branch, evaluate, make_vec_env
 from headstart.experiments.doctor import available_cores
-from headstart.experiments.pipeline import Experiment
+from headstart.experiments.experiment import Experiment
 from headstart.experiments.runlog import write_rows
 from headstart.experiments.tune import LEVELS, RESULTS, SEEDS, demonstrations
 from headstart.learners import PPO, Reflection, ReflectionConfig

@@ -37,7 +37,7 @@ from headstart.envs.errors import HeadstartError, UsageError
 from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES, Environment
 
 if TYPE_CHECKING:
-    from headstart.experiments.pipeline import Experiment
+    from headstart.experiments.experiment import Experiment
     from headstart.experiments.pipeline import Run as ArmRun
 
 __all__ = ["main", "run_script"]
@@ -88,6 +88,7 @@ class Run:
 
         from headstart.experiments import devices, pipeline, pool
         from headstart.experiments.doctor import available_cores, check_writable
+        from headstart.experiments.experiment import plan
 
         experiment = self._changed(experiment)
         seeds, processes = tuple(dict.fromkeys(self.seed)), self.processes or available_cores()
@@ -95,7 +96,7 @@ class Run:
         check_writable(directory, f"--out {self.out}")
         runs = [pipeline.Run(experiment, name, seed, self.out) for seed in seeds for name in experiment.arms]
 
-        text = [pipeline.plan(experiment, seeds, processes), f"results: {directory}"]
+        text = [plan(experiment, seeds, processes), f"results: {directory}"]
         finished = self._finished(experiment, runs)
         text += [] if self.fresh else finished
         if self.dry_run:

@@ -27,8 +27,9 @@ from headstart.envs.banks import bank
 from headstart.envs.collect import collect_demos
 from headstart.envs.errors import UsageError
 from headstart.envs.processes import end_with_parent
+from headstart.experiments.experiment import Experiment
 from headstart.experiments.finetune import new_model
-from headstart.experiments.pipeline import SCHEMA, Experiment, Run
+from headstart.experiments.pipeline import SCHEMA, Run
 from headstart.learners import BC, BCConfig
 from headstart.models.stack import Together
 

@@ -5,7 +5,7 @@ python experiments/door_key.py          is the same as          headstart run do
 
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.arms import arms_around
-from headstart.experiments.pipeline import RL, Experiment
+from headstart.experiments.experiment import RL, Experiment
 from headstart.learners import BCConfig
 
 # bc is the best of results/door_key/tuning.csv, PPO the best of rl.csv beside it.

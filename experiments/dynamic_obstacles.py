@@ -5,7 +5,7 @@ python experiments/dynamic_obstacles.py          is the same as          headsta
 
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.arms import arms_around
-from headstart.experiments.pipeline import RL, Experiment
+from headstart.experiments.experiment import RL, Experiment
 from headstart.learners import BCConfig
 
 # bc is the best of results/dynamic_obstacles/tuning.csv; budget.csv beside it is why there are so many demonstrations.

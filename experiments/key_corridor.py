@@ -5,7 +5,7 @@ python experiments/key_corridor.py          is the same as          headstart ru
 
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.arms import arms_around
-from headstart.experiments.pipeline import RL, Experiment
+from headstart.experiments.experiment import RL, Experiment
 from headstart.learners import BCConfig
 
 # bc is the best of results/key_corridor/tuning.csv; budget.csv beside it is why there are so many demonstrations.

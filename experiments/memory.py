@@ -5,7 +5,7 @@ python experiments/memory.py          is the same as          headstart run memo
 
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.arms import arms_around
-from headstart.experiments.pipeline import RL, Experiment
+from headstart.experiments.experiment import RL, Experiment
 from headstart.learners import BCConfig
 
 # bc is the best of results/memory/tuning.csv; budget.csv beside it is why there are so many demonstrations.

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from headstart.envs import storage
 from headstart.envs.banks import bank
 from headstart.envs.processes import end_with_parent
-from headstart.experiments.pipeline import Experiment, Run, demonstrate, fit_together, is_fitted, run_arm, seconds
+from headstart.experiments.experiment import Experiment, seconds
+from headstart.experiments.pipeline import Run, demonstrate, fit_together, is_fitted, run_arm
 
 __all__ = ["levels", "run_all"]
 

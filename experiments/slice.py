@@ -24,7 +24,8 @@ from pathlib import Path
 from headstart.envs import storage
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.doctor import available_cores
-from headstart.experiments.pipeline import Experiment, Run, demonstrate, run_arm, seconds
+from headstart.experiments.experiment import Experiment, seconds
+from headstart.experiments.pipeline import Run, demonstrate, run_arm
 from headstart.experiments.pool import levels
 
 STUDY = [name for name, environment in ENVIRONMENTS.items() if environment.study]

@@ -34,7 +34,7 @@ from headstart.experiments.arms import Arm
 from headstart.experiments.budgets import BAND
 from headstart.experiments.doctor import available_cores
 from headstart.experiments.evidence import scaled
-from headstart.experiments.pipeline import Experiment
+from headstart.experiments.experiment import Experiment
 from headstart.experiments.runlog import flat, write_rows
 from headstart.learners import BC, PPO, BCConfig
 

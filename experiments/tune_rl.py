@@ -26,8 +26,8 @@ from tqdm import tqdm
 from headstart.envs import bank
 from headstart.envs.transitions import Demos
 from headstart.experiments.doctor import available_cores
+from headstart.experiments.experiment import Experiment
 from headstart.experiments.finetune import RL, fine_tune, new_model
-from headstart.experiments.pipeline import Experiment
 from headstart.experiments.runlog import write_rows
 from headstart.experiments.tune import RESULTS, SEEDS, demonstrations
 from headstart.learners import BC, BCConfig

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from headstart.experiments.arms import Arm
+from headstart.experiments.experiment import Experiment
 from headstart.experiments.finetune import RL
-from headstart.experiments.pipeline import Experiment, Run, run_arm
+from headstart.experiments.pipeline import Run, run_arm
 from headstart.experiments.runlog import read_rows
 from headstart.learners import LEARNERS
 

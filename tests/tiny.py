@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from headstart.experiments.arms import Arm
-from headstart.experiments.pipeline import RL, Experiment
+from headstart.experiments.experiment import RL, Experiment
 from headstart.learners import BCConfig
 
 LEARNED = BCConfig(updates=3, batch_size=8, learning_rate=2e-3, weight_decay=0.1, hidden_past=0.3)

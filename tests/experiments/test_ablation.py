@@ -13,7 +13,7 @@ from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
 from headstart.experiments import ablation, tune
 from headstart.experiments.arms import Arm
-from headstart.experiments.pipeline import Experiment
+from headstart.experiments.experiment import Experiment
 from headstart.experiments.runlog import flat, read_rows
 from headstart.learners import JudgeConfig, Reflection, ReflectionConfig
 

@@ -28,6 +28,7 @@ from headstart.envs.errors import Busy, DataError, Diverged, EnvironmentFailed, 
 from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES
 from headstart.experiments import check, cli, devices, doctor, door_key, pipeline, pool, study
 from headstart.experiments.arms import arms_around
+from headstart.experiments.experiment import Experiment
 
 MAIN = dataclasses.replace(
     door_key.EXPERIMENT, arms={name: arm for name, arm in door_key.EXPERIMENT.arms.items() if arm.main}
@@ -57,7 +58,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(pipeline.torch.cuda, "is_available", lambda: False)
     calls: list[dict[str, Any]] = []
 
-    def run_all(experiment: pipeline.Experiment, seeds: tuple[int, ...], out: Path, **options: Any) -> None:
+    def run_all(experiment: Experiment, seeds: tuple[int, ...], out: Path, **options: Any) -> None:
         calls.append({"experiment": experiment, "seeds": seeds, "out": out, **options})
 
     def write_report(directory: Path) -> SimpleNamespace:
@@ -163,8 +164,8 @@ def test_list_json(capsys):
 def test_every_environment_has_its_script(name: str):
     """And the script says what the registry says, so that only what its own lines decide can differ."""
     experiment = importlib.import_module(f"headstart.experiments.{name}").EXPERIMENT
-    assert isinstance(experiment, pipeline.Experiment)
-    assert experiment == pipeline.Experiment.of(ENVIRONMENTS[name], experiment.arms, experiment.rl)
+    assert isinstance(experiment, Experiment)
+    assert experiment == Experiment.of(ENVIRONMENTS[name], experiment.arms, experiment.rl)
     assert [name for name, arm in experiment.arms.items() if arm.main] == ["scratch", "bc", "bc_long", "iwm", "reflect"]
     assert all(0 <= arm.memory <= experiment.history for arm in experiment.arms.values())
     bc = experiment.arms["bc"]

@@ -11,7 +11,8 @@ from headstart.envs.errors import UsageError
 from headstart.experiments import devices, pipeline
 from headstart.experiments.arms import Arm
 from headstart.experiments.devices import CPU, CUDA, STACKED, Pace, Way, choose
-from headstart.experiments.pipeline import RL, Run
+from headstart.experiments.experiment import RL
+from headstart.experiments.pipeline import Run
 
 EXPERIMENT = dataclasses.replace(
     TINY,

@@ -24,7 +24,8 @@ from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import finetune, pipeline, pool
 from headstart.experiments.arms import Arm
 from headstart.experiments.evidence import read_runs
-from headstart.experiments.pipeline import RL, Experiment, Run, run_arm
+from headstart.experiments.experiment import RL, Experiment
+from headstart.experiments.pipeline import Run, run_arm
 from headstart.experiments.pool import run_all
 from headstart.experiments.runlog import read_rows
 from headstart.learners import PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
@@ -736,18 +737,3 @@ def test_progress_goes_from_nothing_to_all(tmp_path: Path) -> None:
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1] == 1.0
     assert len(shares) > 4
-
-
-def test_the_plan_says_what_is_going_to_happen() -> None:
-    text = pipeline.plan(TINY, (0, 1), processes=2)
-    for words in ("tiny", TINY.env_id, "2 demonstrations", "12 test episodes", "40 steps", "seeds 0, 1", "minute"):
-        assert words in text
-    for arm, updates in (
-        ("bc", "6 updates"),
-        ("iwm", "10 updates"),
-        ("reflect", "61 updates"),
-        ("scratch", "no warm start"),
-    ):
-        line = next(line for line in text.splitlines() if line.split()[0] == arm)
-        assert updates in line
-        assert ("PPO for 384 steps" in line) == TINY.arms[arm].rl

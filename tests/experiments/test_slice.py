@@ -11,7 +11,8 @@ from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments import slice as sliced
 from headstart.experiments.arms import Arm
 from headstart.experiments.evidence import read_runs
-from headstart.experiments.pipeline import RL, Experiment, Run
+from headstart.experiments.experiment import RL, Experiment
+from headstart.experiments.pipeline import Run
 from headstart.learners import BCConfig
 
 TINY = Experiment(

@@ -16,7 +16,7 @@ from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
 from headstart.experiments import tune
 from headstart.experiments.arms import Arm
-from headstart.experiments.pipeline import Experiment
+from headstart.experiments.experiment import Experiment
 from headstart.experiments.runlog import read_rows
 from headstart.learners import BCConfig
 

@@ -13,7 +13,7 @@ import torch
 from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
 from headstart.experiments import tune_rl
-from headstart.experiments.pipeline import RL, Experiment
+from headstart.experiments.experiment import RL, Experiment
 from headstart.experiments.runlog import read_rows
 
 TINY = dataclasses.replace(

@@ -1,0 +1,113 @@
+"""What an experiment is: demonstrations, arms, fine-tuning, tests; and how long it may take."""
+
+from dataclasses import dataclass
+
+from headstart.envs.banks import bank
+from headstart.envs.instructions import ALTERATIONS, has_instructions
+from headstart.envs.registry import Environment
+from headstart.envs.simulator import GridStates
+from headstart.experiments.arms import Arm
+from headstart.experiments.finetune import RL
+
+__all__ = ["MODES", "RL", "Exam", "Experiment", "exams", "plan", "seconds"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that one script decides. Nothing edits it; command-line flags make a changed copy."""
+
+    name: str
+    env_id: str
+    demos: int
+    horizon: int
+    """Step limit of an episode."""
+    history: int
+    """Earlier frames and actions in an observation."""
+    ood: dict[str, int]
+    """Ids of the out-of-distribution variants, each with its step limit."""
+    random_success: float
+    """Success of uniform actions and of the expert, between which success is scaled."""
+    expert_success: float
+    arms: dict[str, Arm]
+    rl: RL
+    train_levels: int = 8192
+    validation_levels: int = 300
+    """Levels on which curves are drawn; test levels are played once, after the fit."""
+    test_levels: int = 1000
+
+    @classmethod
+    def of(cls, env: Environment, arms: dict[str, Arm], rl: RL) -> "Experiment":
+        """What the registry says of an environment, with the arms and the fine-tuning of its script."""
+        return cls(
+            name=env.name,
+            env_id=env.id,
+            demos=env.budget,
+            horizon=env.horizon,
+            history=env.history,
+            ood={variant.id: variant.horizon for variant in env.ood},
+            random_success=env.random_success,
+            expert_success=env.expert_success,
+            arms=arms,
+            rl=rl,
+        )
+
+
+# ---- how it is tested ----
+@dataclass(frozen=True)
+class Exam:
+    """One way to test a policy, each level once."""
+
+    levels: str
+    """An id; the levels are its test split."""
+    horizon: int
+    instruction: str
+    """"given", or what the agent is told instead of the truth."""
+    mode: str
+
+
+MODES = {"sampled": {}, "cool": {"temperature": 0.5}, "greedy": {"greedy": True}}
+
+
+def exams(experiment: Experiment) -> list[Exam]:
+    """In distribution in every mode, out of distribution, and with instructions that are not true."""
+    env_id, horizon = experiment.env_id, experiment.horizon
+    tests = [Exam(env_id, horizon, "given", mode) for mode in MODES]
+    tests += [
+        Exam(ood, limit, "given", mode) for ood, limit in experiment.ood.items() for mode in ("sampled", "greedy")
+    ]
+    if has_instructions(GridStates.of(bank(env_id, "test", experiment.test_levels)).mission()):
+        tests += [Exam(env_id, horizon, alteration, "sampled") for alteration in ALTERATIONS]
+    return tests
+
+
+# ---- how long it takes ----
+# Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
+_SECONDS_PER_UPDATE = 0.02
+_RL_STEPS_PER_SECOND = 2500
+_TEST_STEPS_PER_SECOND = 100_000
+
+
+def seconds(experiment: Experiment, name: str) -> tuple[float, float]:
+    """Estimated seconds of an arm's fit and its tests, and of its PPO with the tests that follow."""
+    arm = experiment.arms[name]
+    fit = _SECONDS_PER_UPDATE * arm.learner.total_updates if arm.learner else 0.0
+    steps = experiment.test_levels * (len(MODES) * experiment.horizon + 2 * sum(experiment.ood.values()))
+    tests = steps / _TEST_STEPS_PER_SECOND
+    return fit + tests, experiment.rl.steps / _RL_STEPS_PER_SECOND + tests if arm.rl else 0.0
+
+
+def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
+    """What a run will do and how long it may take, in words."""
+    lines = [
+        f"{experiment.name}: {experiment.env_id}, {experiment.demos} demonstrations, "
+        f"{experiment.test_levels} test episodes of at most {experiment.horizon} steps, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    ]
+    for name, arm in experiment.arms.items():
+        fit = f"{arm.learner.total_updates:,} updates without reward" if arm.learner else "no warm start"
+        lines.append(f"  {name:10} {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
+    times = [sum(seconds(experiment, name)) for name in experiment.arms] * len(seeds)
+    minutes = max(1, round(max(sum(times) / processes, *times) / 60))
+    megabytes = 3 * len(times)
+    lines.append(f"about {minutes} minute{'s' if minutes > 1 else ''} in {processes} processes, about {megabytes} MB")
+    return "\n".join(lines)

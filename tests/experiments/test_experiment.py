@@ -1,0 +1,51 @@
+"""What an experiment says of itself."""
+
+import dataclasses
+
+from tiny import LEARNED, TINY
+
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.arms import Arm
+from headstart.experiments.experiment import RL, Exam, Experiment, exams, plan, seconds
+from headstart.learners import IWMConfig
+
+EXPERIMENT = dataclasses.replace(
+    TINY,
+    arms={
+        "scratch": Arm(None, memory=0, rl=True),
+        "bc": TINY.arms["bc"],
+        "iwm": Arm(IWMConfig(bc=LEARNED, updates=4), memory=0, rl=False),
+    },
+    rl=RL(steps=384),
+    test_levels=12,
+)
+
+
+def test_the_plan_says_what_is_going_to_happen() -> None:
+    text = plan(EXPERIMENT, (0, 1), processes=2)
+    for words in ("tiny", TINY.env_id, "2 demonstrations", "12 test episodes", "20 steps", "seeds 0, 1", "minute"):
+        assert words in text
+    for arm, updates in (("bc", "3 updates"), ("iwm", "7 updates"), ("scratch", "no warm start")):
+        line = next(line for line in text.splitlines() if line.split()[0] == arm)
+        assert updates in line
+        assert ("PPO for 384 steps" in line) == EXPERIMENT.arms[arm].rl
+
+
+def test_more_work_takes_longer() -> None:
+    longer = dataclasses.replace(EXPERIMENT, rl=RL(steps=10 * EXPERIMENT.rl.steps))
+    assert seconds(longer, "bc")[0] == seconds(EXPERIMENT, "bc")[0] < seconds(EXPERIMENT, "iwm")[0]
+    assert seconds(longer, "bc")[1] > seconds(EXPERIMENT, "bc")[1]
+    assert seconds(longer, "iwm")[1] == 0  # has no PPO
+
+
+def test_what_is_tested() -> None:
+    """In distribution, in every mode; out of distribution, with its step limit; with instructions that are not true."""
+    env = ENVIRONMENTS["fetch"]
+    fetch = Experiment.of(env, EXPERIMENT.arms, RL())
+    found = exams(dataclasses.replace(fetch, test_levels=4))
+    for mode in ("sampled", "cool", "greedy"):
+        assert Exam(env.id, env.horizon, "given", mode) in found
+    for variant in env.ood:
+        assert Exam(variant.id, variant.horizon, "given", "greedy") in found
+    assert {exam.levels for exam in found if exam.instruction != "given"} == {env.id}
+    assert {exam.instruction for exam in exams(EXPERIMENT)} == {"given"}  # DoorKey asks for nothing
