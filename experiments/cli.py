@@ -90,6 +90,7 @@ class Run:
         from headstart.experiments.doctor import available_cores, check_writable
         from headstart.experiments.experiment import plan
 
+        devices.check(self.device)
         experiment = self._changed(experiment)
         seeds, processes = tuple(dict.fromkeys(self.seed)), self.processes or available_cores()
         directory = self.out / experiment.name

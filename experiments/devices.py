@@ -33,7 +33,7 @@ from headstart.experiments.pipeline import SCHEMA, Run
 from headstart.learners import BC, BCConfig
 from headstart.models.stack import Together
 
-__all__ = ["Choice", "Way", "choose"]
+__all__ = ["Choice", "Way", "check", "choose"]
 
 SECONDS = 4.0  # that each part of a trial takes at least
 UPDATES = 25  # in a unit of work
@@ -61,16 +61,20 @@ class Choice:
     """In words, to be printed after the device."""
 
 
+def check(wanted: str) -> None:
+    """Raises UsageError if CUDA is wanted and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no CUDA device. Use --device cpu; see `headstart doctor`.")
+
+
 def choose(wanted: str, runs: Sequence[Run], processes: int, *, fresh: bool = False) -> Choice:
     """The way for ``wanted``, one of "cpu", "cuda", "auto". On CUDA with several seeds, they are fitted as one unless
     trying shows that to be slower.
 
     Runs that have been begun go on where they were, unless they are going to be repeated (``fresh``): PPO's
-    checkpoints are of one device. Raises UsageError if CUDA is wanted and there is none.
+    checkpoints are of one device.
     """
     found = torch.cuda.is_available()
-    if wanted == "cuda" and not found:
-        raise UsageError("--device cuda: PyTorch finds no CUDA device. Use --device cpu; see `headstart doctor`.")
     several = STACKED if len({run.seed for run in runs}) > 1 else CUDA
     if wanted != "auto":
         return Choice(CPU, "") if wanted == "cpu" else Choice(several, f" ({torch.cuda.get_device_name()})")
