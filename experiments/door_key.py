@@ -1,4 +1,4 @@
-"""MiniGrid-DoorKey-8x8: fetch the key, open the door, reach the goal. The five-minute example.
+"""MiniGrid-DoorKey-8x8: fetch the key, open the door, reach the goal.
 
 python experiments/door_key.py          is the same as          headstart run door_key
 """
