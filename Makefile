@@ -1,4 +1,4 @@
-# make run    set everything up in .venv, then run the main job: a warm start for MiniGrid-KeyCorridorS3R3
+# make run    set everything up in .venv, then run the main job: a warm start for MiniGrid-MultiRoom-N6
 # make test   set everything up in .venv, then run the tests
 # make bench  measure the engine against Python minigrid, Stable-Baselines3 and imitation: some minutes on one core
 #
@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: run test test-all bench lint format setup clean
 
 run: $(READY)
-	$(BIN)/headstart run key_corridor
+	$(BIN)/headstart run multi_room
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -292,8 +292,7 @@ class Doctor:
 VERBS = {"run": Run, "watch": Watch, "study": Study, "list": List, "check": Check, "doctor": Doctor}
 DESCRIPTION = """Warm starts for reinforcement learning: agents learn from the futures of their own actions.
 
-Start with `headstart run key_corridor`; `headstart VERB --help` explains a verb, `headstart --version` says which
-version this is.
+Start with `headstart run multi_room`; `headstart VERB --help` explains a verb, `headstart --version` names the version.
 """
 
 
