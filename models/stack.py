@@ -1,4 +1,4 @@
-"""Several fits as one: a network of the size that these environments need leaves a GPU idle, five of them less so.
+"""Several fits as one: a network of the size that these environments need can hardly fill a GPU, five can more.
 
     fitted = Together().fit([lambda: BC(a, seed=0).fit(demos_a), lambda: BC(b, seed=1).fit(demos_b)])
 
