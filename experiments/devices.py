@@ -1,7 +1,7 @@
 """Where networks are trained. `auto` takes what is fastest, and finds out by trying.
 
 For one network of the size that these environments need, a core may be faster than a GPU, and a GPU for many at a time.
-Which it is depends on both, on the environment and on how many runs there are: nobody should have to guess. So each way is tried for some seconds in
+Which it is depends on both, on the environment and on how many runs there are. So each way is tried for some seconds in
 as many processes as the experiment would have:
 
     on the CPU                  every run in a process of its own
