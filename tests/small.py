@@ -1,12 +1,13 @@
 """What tests of learners share: a policy that is small enough to be trained in no time."""
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from headstart.envs.vector import HeadstartVecEnv
-from headstart.learners import PPO
+from headstart.learners import PPO, BCConfig, IWMConfig, ReflectionConfig
 from headstart.models import HeadstartPolicy
 
 
@@ -23,3 +24,13 @@ def fresh_policy(env: HeadstartVecEnv) -> HeadstartPolicy:
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
     """A copy of every parameter."""
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def shortened(config: type, bc: BCConfig, reflect: ReflectionConfig) -> Any:
+    """The configuration of any learner with as few updates in a stage as ``bc`` and ``reflect`` have."""
+    if config in (BCConfig, ReflectionConfig):
+        return {BCConfig: bc, ReflectionConfig: reflect}[config]
+    iwm = IWMConfig(bc=bc, updates=bc.updates)
+    parts = {"bc": bc, "reflect": reflect, "iwm": iwm, "updates": bc.updates, "batch_size": bc.batch_size}
+    fields = {field.name for field in dataclasses.fields(config)}
+    return config(**{name: value for name, value in parts.items() if name in fields})

@@ -3,14 +3,12 @@
 `experiments/gpu_check.sh` runs these tests, then measures.
 """
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small import fresh_model, weights
+from small import fresh_model, shortened, weights
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
@@ -18,7 +16,7 @@ from headstart.envs.collect import branch, collect_demos
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.experiments import checkpoint
-from headstart.learners import IWM, LEARNERS, PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners import IWM, LEARNERS, PPO, BCConfig, JudgeConfig, Reflection, ReflectionConfig
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
@@ -49,15 +47,6 @@ def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 4, history=6, n_levels=64, cache=cache)
 
 
-def shortened(config: type) -> Any:
-    """A learner's configuration with a handful of updates in every stage."""
-    parts = {"bc": BC, "reflect": REFLECT, "iwm": IWMConfig(bc=BC, updates=3), "updates": 3, "batch_size": 8}
-    if config in (BCConfig, ReflectionConfig):
-        return {BCConfig: BC, ReflectionConfig: REFLECT}[config]
-    fields = {field.name for field in dataclasses.fields(config)}
-    return config(**{name: value for name, value in parts.items() if name in fields})
-
-
 @pytest.mark.parametrize("config", LEARNERS, ids=lambda config: config.__name__)
 def test_learners_agree(config: type, env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     """After a few updates of every stage, on the same batches: the losses, and what the policy would do."""
@@ -67,7 +56,7 @@ def test_learners_agree(config: type, env: HeadstartVecEnv, demos: Demos, branch
         env.reset()
         policy = fresh_model(env, device=device).policy
         assert policy.device.type == device
-        learner = LEARNERS[config](policy, shortened(config), seed=0)  # type: ignore[arg-type]
+        learner = LEARNERS[config](policy, shortened(config, BC, REFLECT), seed=0)  # type: ignore[arg-type]
         found.append(learner.fit(demos, branches, env).metrics)
         probabilities.append(policy.probabilities(demos.obs))
     assert found[0].keys() == found[1].keys()

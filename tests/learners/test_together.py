@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import fresh_model
+from small import fresh_model, shortened
 
 from headstart.envs.collect import branch, collect_demos
 from headstart.envs.vector import make_vec_env
@@ -15,7 +15,7 @@ from headstart.learners import LEARNERS, BCConfig, IWMConfig, JudgeConfig, Refle
 from headstart.models.stack import Together
 
 ENV_ID = "Headstart-Fetch-8x8-N3-v0"  # with missions that differ
-BC = BCConfig(updates=2, batch_size=8, hidden_actions=0.1)
+BC = BCConfig(updates=2, batch_size=8, hidden_actions=0.1)  # rounding grows with every update
 REFLECT = ReflectionConfig(
     bc=BC,
     judge=JudgeConfig(members=2, dropout=0.0, updates=2),  # dropout draws other numbers in a stack
@@ -25,16 +25,7 @@ REFLECT = ReflectionConfig(
 )
 
 
-def shortened(config: type) -> Any:
-    """A learner's configuration with two updates in every stage: rounding grows with each."""
-    parts = {"bc": BC, "reflect": REFLECT, "iwm": IWMConfig(bc=BC, updates=2), "updates": 2, "batch_size": 8}
-    if config in (BCConfig, ReflectionConfig):
-        return {BCConfig: BC, ReflectionConfig: REFLECT}[config]
-    fields = {field.name for field in dataclasses.fields(config)}
-    return config(**{name: value for name, value in parts.items() if name in fields})
-
-
-VARIANTS = {config.__name__: shortened(config) for config in LEARNERS} | {
+VARIANTS = {config.__name__: shortened(config, BC, REFLECT) for config in LEARNERS} | {
     "held out": dataclasses.replace(BC, held_out=0.3),
     "joint": IWMConfig(bc=BC, updates=2, mode="joint"),
     "rationale": dataclasses.replace(REFLECT, rationale_weight=0.3),
