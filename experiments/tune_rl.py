@@ -1,11 +1,16 @@
-"""Tune fine-tuning on validation levels, for the warm start of behaviour cloning.
+"""Tune fine-tuning on validation levels, from the warm start of behaviour cloning or from another.
 
-    python experiments/tune_rl.py key_corridor     -> results/key_corridor/rl.csv
+    python experiments/tune_rl.py key_corridor                         -> results/key_corridor/rl.csv
+    python experiments/tune_rl.py key_corridor --cures --arms bc reflect_frugal
+                                                                       -> results/key_corridor/cures.csv
 
 A setting's score is its mean success over the steps of RL, the area under the curve, averaged over the draws of
 demonstrations, which are tune.py's. The search goes through learning rate, episodes in lockstep with the length of a
 rollout, and passes with the size of a batch, each at the best of what came before. The warm start is bc's: what is
-chosen suits the baseline, and `reflect` takes it as it is. All rows are written, the worst ones too.
+chosen suits the baseline, and `reflect` takes it as it is.
+
+With ``--cures`` it goes through what keeps PPO from forgetting, around the settings of the script, for every arm that
+is named: each arm goes on from its own best. All rows are written, the worst ones too.
 """
 
 import argparse
@@ -13,7 +18,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,29 +28,45 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headstart.envs import bank
+from headstart.envs import bank, branch
 from headstart.envs.transitions import Demos
+from headstart.experiments.arms import Arm
 from headstart.experiments.doctor import available_cores
 from headstart.experiments.experiment import Experiment
 from headstart.experiments.finetune import RL, fine_tune, new_model
 from headstart.experiments.runlog import write_rows
 from headstart.experiments.tune import RESULTS, SEEDS, demonstrations
-from headstart.learners import BC, BCConfig
+from headstart.learners import LEARNERS
 from headstart.learners.bc import imitation_targets
 
 DRAWS = SEEDS[:2]
 SETTINGS = ("n_envs", "n_steps", "batch_size", "n_epochs", "learning_rate")
+SETTINGS += ("kl_coef", "target_kl", "critic_updates", "actor_warm_up")  # --cures
 FACTS = ("rl_steps", "rl_start", "rl_area", "rl_minimum", "rl_end")  # of a curve, as curves.py says them
 
 
-def warm_start(experiment: Experiment, seed: int) -> dict[str, Tensor]:
-    """The weights of bc, from which every setting starts."""
+@dataclass(frozen=True)
+class Start:
+    """A fitted policy: its weights, its memory, and the environment steps that it has cost."""
+
+    learner: str
+    weights: dict[str, Tensor]
+    memory: int
+    spent: int
+
+
+def warm_start(experiment: Experiment, arm: Arm, seed: int) -> Start:
+    """What an arm's learner makes of a draw of demonstrations; every setting starts from it."""
     torch.set_num_threads(1)
-    model = new(experiment, experiment.rl, seed)
-    learner = experiment.arms["bc"].learner
-    assert isinstance(learner, BCConfig)
-    BC(model.policy, learner, seed=seed).fit(taught(experiment, seed))
-    return model.policy.weights()
+    model = new(experiment, experiment.rl, arm.memory, seed)
+    demos, config = taught(experiment, seed), arm.learner
+    assert config is not None
+    rng, horizon = np.random.default_rng([seed, 0xB2]), config.horizon
+    branches = branch(demos, horizon=horizon, rng=rng) if horizon else None
+    learner = LEARNERS[type(config)](model.policy, config, seed=seed)  # type: ignore[arg-type]
+    fitted = learner.fit(demos, branches, model.env)  # type: ignore[arg-type]
+    spent = fitted.env_steps + (branches.env_steps if branches else 0)
+    return Start(model.policy.warm_start or "", model.policy.weights(), arm.memory, spent)
 
 
 def taught(experiment: Experiment, seed: int) -> Demos:
@@ -53,19 +74,18 @@ def taught(experiment: Experiment, seed: int) -> Demos:
     return demonstrations(experiment.env_id, experiment.demos, seed, experiment.history, experiment.horizon)
 
 
-def new(experiment: Experiment, rl: RL, seed: int) -> Any:
-    """A policy that nobody has trained, in its training levels, with the memory of bc."""
+def new(experiment: Experiment, rl: RL, memory: int, seed: int) -> Any:
+    """A policy that nobody has trained, in its training levels."""
     levels = bank(experiment.env_id, "train", experiment.train_levels)
-    memory = experiment.arms["bc"].memory
     return new_model(levels, rl, memory=memory, history=experiment.history, horizon=experiment.horizon, seed=seed)
 
 
-def curve(experiment: Experiment, rl: RL, seed: int, weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The facts of one curve, on validation levels, with the settings as PPO has them."""
+def curve(experiment: Experiment, rl: RL, seed: int, start: Start) -> dict[str, Any]:
+    """The settings as PPO has them, and the facts of one curve, on validation levels."""
     torch.set_num_threads(1)
-    model = new(experiment, rl, seed)
-    model.policy.load_weights(weights)
-    model.policy.warm_start = "bc"
+    model = new(experiment, rl, start.memory, seed)
+    model.policy.load_weights(start.weights)
+    model.policy.warm_start = start.learner
     with tempfile.TemporaryDirectory() as directory:
         facts = fine_tune(
             model,
@@ -75,18 +95,21 @@ def curve(experiment: Experiment, rl: RL, seed: int, weights: dict[str, Tensor])
             horizon=experiment.horizon,
             history=experiment.history,
             seed=seed,
-            spent=0,
+            spent=start.spent,
             progress=lambda share: None,
             lessons=lambda: imitation_targets(model.policy, taught(experiment, seed), mirror=False),
         )
-    return {name: getattr(model, name) for name in SETTINGS} | {name: facts[name] for name in FACTS}
+    return {name: getattr(model, name) for name in SETTINGS} | facts
 
 
-def search(experiment: Experiment, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
-    """Rows: settings, and the facts of their curves, means over the draws."""
+def search(
+    experiment: Experiment, name: str, pool: ProcessPoolExecutor, *, cures: bool = False
+) -> list[dict[str, Any]]:
+    """Rows of an arm: settings, and the facts of their curves, means over the draws."""
     rows: list[dict[str, Any]] = []
     best, reached = experiment.rl, -1.0
-    starts = list(pool.map(warm_start, [experiment] * len(DRAWS), DRAWS))
+    arm = experiment.arms[name]
+    starts = list(pool.map(warm_start, [experiment] * len(DRAWS), [arm] * len(DRAWS), DRAWS))
 
     def step(candidates: Sequence[RL]) -> None:
         nonlocal best, reached
@@ -96,36 +119,47 @@ def search(experiment: Experiment, pool: ProcessPoolExecutor) -> list[dict[str, 
         ]
         for rl, futures in zip(candidates, tqdm(jobs, unit="setting", disable=None), strict=True):
             found = [future.result() for future in futures]
-            means = {name: round(float(np.mean([one[name] for one in found])), 4) for name in FACTS}
-            rows.append({"demos": experiment.demos, **found[0], **means})
-            print(" ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+            means = {fact: round(float(np.mean([one[fact] for one in found])), 4) for fact in FACTS}
+            settings = {setting: found[0][setting] for setting in SETTINGS}
+            rows.append({"arm": name, "demos": experiment.demos, **settings, **means})
+            print(" ".join(f"{column}={value}" for column, value in rows[-1].items()), flush=True)
             if means["rl_area"] > reached:
                 best, reached = rl, means["rl_area"]
 
     def around(n_envs: int | None = None, **settings: float) -> RL:
         return replace(best, n_envs=n_envs or best.n_envs, settings={**best.settings, **settings})
 
-    step([around(learning_rate=rate) for rate in (1e-4, 3e-4, 1e-3)])
-    step([around(n_steps=32), around(16), around(16, n_steps=128)])
-    step([around(n_epochs=8), around(batch_size=256)])
-    print(f"best: n_envs={best.n_envs} {best.settings}")
+    if cures:
+        step([around(kl_coef=coef) for coef in (0.3, 0.1, 0.03, 0.0)])
+        step([around(target_kl=0.12)])
+        step([around(critic_updates=1, actor_warm_up=1)])
+    else:
+        step([around(learning_rate=rate) for rate in (1e-4, 3e-4, 1e-3)])
+        step([around(n_steps=32), around(16), around(16, n_steps=128)])
+        step([around(n_epochs=8), around(batch_size=256)])
+    print(f"best for {name}: n_envs={best.n_envs} {best.settings}")
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="+", help="experiments, such as door_key")
+    parser.add_argument("--cures", action="store_true", help="search what keeps PPO from forgetting -> cures.csv")
+    parser.add_argument("--arms", nargs="+", default=["bc"], metavar="ARM", help="warm starts (default: bc)")
     parser.add_argument("--processes", type=int, default=available_cores())
     options = parser.parse_args()
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
         for name in options.name:
             experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
+            for arm in options.arms:
+                if arm not in experiment.arms or experiment.arms[arm].learner is None:
+                    parser.error(f"argument --arms: {name} has no warm start {arm!r}")
             for split, n in (("train", experiment.train_levels), ("validation", experiment.validation_levels)):
                 bank(experiment.env_id, split, n)  # before processes ask for it at the same time
             print(f"{name}: fine-tuning", flush=True)
-            rows = search(experiment, pool)
+            rows = [row for arm in options.arms for row in search(experiment, arm, pool, cures=options.cures)]
             (RESULTS / name).mkdir(parents=True, exist_ok=True)
-            write_rows(RESULTS / name / "rl.csv", rows, kind="tuning")
+            write_rows(RESULTS / name / ("cures.csv" if options.cures else "rl.csv"), rows, kind="tuning")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ import torch
 from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
 from headstart.experiments import tune_rl
+from headstart.experiments.arms import Arm
 from headstart.experiments.experiment import RL, Experiment
 from headstart.experiments.runlog import read_rows
+from headstart.learners import ReflectionConfig
 
 TINY = dataclasses.replace(
     tiny.TINY,
@@ -36,16 +38,16 @@ def test_the_search_goes_on_from_the_best(monkeypatch: pytest.MonkeyPatch, resul
     """A policy that likes to learn fast, from many short rollouts of few episodes."""
     asked: list[tuple[RL, int, Any]] = []
 
-    def likes(experiment: Experiment, rl: RL, seed: int, weights: Any) -> dict[str, Any]:
-        asked.append((rl, seed, weights))
+    def likes(experiment: Experiment, rl: RL, seed: int, start: Any) -> dict[str, Any]:
+        asked.append((rl, seed, start))
         score = 0.2 * (rl.settings["learning_rate"] == 1e-3) + 0.2 * (rl.n_envs == 16) + 0.01 * (seed - 1000)
         facts = dict.fromkeys(tune_rl.FACTS, 0.0) | {"rl_area": score}
-        return {"n_envs": rl.n_envs, "learning_rate": rl.settings["learning_rate"], **facts}
+        return dict.fromkeys(tune_rl.SETTINGS, 1) | facts
 
-    monkeypatch.setattr(tune_rl, "warm_start", lambda experiment, seed: f"bc of {seed}")
+    monkeypatch.setattr(tune_rl, "warm_start", lambda experiment, arm, seed: (arm, seed))
     monkeypatch.setattr(tune_rl, "curve", likes)
     tune_rl.main()
-    assert all(weights == f"bc of {seed}" for _, seed, weights in asked)
+    assert all(start == (TINY.arms["bc"], seed) for _, seed, start in asked)
     tried = [rl for rl, seed, _ in asked if seed == 1000]
     assert [rl for rl, seed, _ in asked if seed == 1001] == tried
     rates, rollouts, rest = tried[:3], tried[3:6], tried[6:]
@@ -59,10 +61,47 @@ def test_the_search_goes_on_from_the_best(monkeypatch: pytest.MonkeyPatch, resul
     assert max(float(row["rl_area"]) for row in rows) == pytest.approx(0.405)  # the mean over the draws
 
 
+def test_cures_are_searched_for_each_arm(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
+    """One that likes to be held and one that does not: both go on from their own best."""
+    reflect = Arm(ReflectionConfig(), memory=1, rl=True)
+    experiment = dataclasses.replace(TINY, arms={**TINY.arms, "reflect": reflect})
+    monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=experiment))  # type: ignore[arg-type]
+    tried: dict[str, list[dict[str, Any]]] = {"bc": [], "reflect": []}
+
+    def likes(experiment: Experiment, rl: RL, seed: int, arm: str) -> dict[str, Any]:
+        if seed == 1000:
+            tried[arm].append(rl.settings)
+        sign = 1 if arm == "bc" else -1
+        score = 0.5 + sign * (rl.settings["kl_coef"] + rl.settings.get("target_kl", 0.0))
+        facts = dict.fromkeys(tune_rl.FACTS, 0.0) | {"rl_area": score}
+        return dict.fromkeys(tune_rl.SETTINGS, 1) | facts
+
+    monkeypatch.setattr(tune_rl, "warm_start", lambda experiment, arm, seed: "reflect" if arm is reflect else "bc")
+    monkeypatch.setattr(tune_rl, "curve", likes)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--cures", "--arms", "bc", "reflect"])
+    tune_rl.main()
+    for arm, coef, target in (("bc", 0.3, 0.12), ("reflect", 0.0, None)):
+        assert [settings["kl_coef"] for settings in tried[arm]] == [0.3, 0.1, 0.03, 0.0, coef, coef]
+        assert [settings.get("target_kl") for settings in tried[arm]] == [None] * 4 + [0.12, target]
+        assert tried[arm][-1]["critic_updates"] == tried[arm][-1]["actor_warm_up"] == 1
+    rows = read_rows(results.with_name("cures.csv"), kind="tuning")
+    assert [row["arm"] for row in rows] == ["bc"] * 6 + ["reflect"] * 6
+    assert not results.exists()
+
+
+def test_an_arm_without_a_warm_start(
+    monkeypatch: pytest.MonkeyPatch, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--arms", "scratch"])
+    with pytest.raises(SystemExit, match="2"):
+        tune_rl.main()
+    assert "argument --arms: tiny has no warm start 'scratch'" in capsys.readouterr().err
+
+
 def test_a_curve_starts_from_the_weights_that_are_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is PPO with its cures, on validation levels; the row says the settings that PPO had."""
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
-    weights, started = tune_rl.warm_start(TINY, 1000), []
+    start, started = tune_rl.warm_start(TINY, TINY.arms["bc"], 1000), []
     fine_tune = tune_rl.fine_tune
 
     def watched(model: Any, *arguments: Any, **options: Any) -> Any:
@@ -71,10 +110,11 @@ def test_a_curve_starts_from_the_weights_that_are_given(monkeypatch: pytest.Monk
         return fine_tune(model, *arguments, **options)
 
     monkeypatch.setattr(tune_rl, "fine_tune", watched)
-    row = tune_rl.curve(TINY, dataclasses.replace(TINY.rl, n_envs=4), 1000, weights)
+    row = tune_rl.curve(TINY, dataclasses.replace(TINY.rl, n_envs=4), 1000, start)
     ((name, first),) = started
     assert name == "bc"
-    assert all(torch.equal(value, weights[key]) for key, value in first.items())
+    assert (start.memory, start.spent) == (1, 0)
+    assert all(torch.equal(value, start.weights[key]) for key, value in first.items())
     assert (row["n_envs"], row["n_steps"], row["batch_size"], row["learning_rate"]) == (4, 8, 32, 3e-4)
     assert row["rl_steps"] >= 256
     assert 0.0 <= row["rl_area"] <= 1.0
