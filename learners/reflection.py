@@ -99,8 +99,8 @@ class ReflectionConfig:
     """Where luck decides what an action leads to: how often all actions are tried in a state, each time with other
     luck. A judge that saw one future of each would learn the luck by heart."""
     k: int | None = None
-    """How many actions are tried in an own state; None for all. Labels speak of those that were tried. At demonstrated
-    states `branch(demos, k=...)` decides."""
+    """How many actions are tried in an own state; None for all. Judges speak of those that were tried, and the others
+    are left what imitation gives them. At demonstrated states `branch(demos, k=...)` decides."""
     alternatives: Alternatives = "uniform"
     """How these are drawn: uniformly, by the policy, or half by each."""
     where: Literal["random", "uncertain", "disputed"] = "random"
@@ -369,7 +369,7 @@ class Reflection:
 
     # ---- 4. label ----
     def label(self, branches: Branches, states: Simulator) -> NDArray[np.float32]:
-        """What to do (N, A), by judgement and by imitation.
+        """What to do (N, A), by judgement and by imitation; by imitation alone for actions that were not tried.
 
         ``states`` (N) are those that have been branched, so that they can be branched with other luck.
         """
@@ -378,9 +378,10 @@ class Reflection:
         imitated = np.log(np.maximum(self.imitator.probabilities(branches.obs), 1e-9))
         drawn = np.stack([self.judgement(one) for one in self.drawn(branches, states)])  # (draws, N, A)
         judged = np.mean(drawn, axis=0, where=np.isfinite(drawn) | ~branches.tried)
-        score = np.where(branches.tried, c.weight * judged + (1 - c.weight) * imitated, -np.inf) / c.temperature
-        p = np.exp(score - score.max(1, keepdims=True))
-        return (p / p.sum(1, keepdims=True)).astype(np.float32)
+        score = np.where(branches.tried, c.weight * judged + (1 - c.weight) * imitated, -np.inf)
+        unknown = np.where(branches.tried, 0.0, _softmax(imitated / c.temperature))
+        known = 1 - unknown.sum(1, keepdims=True)
+        return (known * _softmax(score / c.temperature) + unknown).astype(np.float32)
 
     def judgement(self, branches: Branches) -> NDArray[np.float32]:
         """Log preference (N, A) among the executed futures, the mean of the judges'; -inf for actions not tried."""
@@ -511,3 +512,9 @@ class Reflection:
                 log=lambda update, metrics: self.log(before + update, metrics),
             )
         )
+
+
+def _softmax(score: NDArray) -> NDArray:
+    """(N, A) probabilities, of scores that may be -inf."""
+    p = np.exp(score - score.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
