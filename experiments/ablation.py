@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from headstart.envs import bank, evaluate
 from headstart.envs.errors import UsageError
+from headstart.envs.processes import end_with_parent
 from headstart.experiments.doctor import available_cores
 from headstart.experiments.experiment import Experiment
 from headstart.experiments.runlog import write_rows
@@ -152,7 +153,8 @@ def main() -> None:
             variant(ReflectionConfig(), name)
     except UsageError as error:
         parser.error(f"argument --only: {error}")
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, context, initializer=end_with_parent) as pool:
         for name in options.name:
             experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
             for split, n in (("train", experiment.train_levels), ("validation", LEVELS)):

@@ -6,7 +6,7 @@ seed; its artefact carries a key made of these, and the same command again skips
     runs/door_key/demos/seed0/demos.npz
     runs/door_key/<arm>/seed0/   config.json        everything that was decided, before anything ran
                                  versions.json      packages, commit, command (volatile)
-                                 timing.json        seconds that the fit has taken (volatile)
+                                 timing.json        seconds that the fit has taken, and whose it was (volatile)
                                  warm_start.*       weights (safetensors) and what the fit has cost (JSON)
                                  metrics.csv        losses of the fit
                                  lessons.npz        own states and their labels, where PPO is to rehearse them
@@ -22,6 +22,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -50,6 +51,8 @@ from headstart.learners.bc import imitation_targets
 from headstart.models.stack import Together
 
 SCHEMA = 1
+FITTED = ("warm_start.safetensors", "metrics.csv", "rationale.safetensors", "lessons.npz", "warm_start.json")
+"""What a fit leaves for the stages after it."""
 
 
 # ---- what the stages of one arm share ----
@@ -138,20 +141,48 @@ def run_arm(run: Run) -> dict[str, Any]:
 
 
 def fit_together(runs: Sequence[Run], *, compiled: bool = False) -> list[BaseException | None]:
-    """The warm starts of an arm for several seeds, trained as one (models/stack.py): `run_arm` finds them.
+    """The warm starts of arms with one and the same learner, before `run_arm`, which finds them.
 
-    Returns what has kept each of them from being fitted, if anything has.
+    Arms that differ in their PPO alone share a fit; those of several seeds are trained as one (models/stack.py).
+    Returns what has kept each of the runs from being fitted, if anything has.
     """
     torch.set_num_threads(1)
+    first: dict[int, Run] = {}  # of each seed
+    for run in sorted(runs, key=_keeps_lessons, reverse=True):
+        first.setdefault(run.seed, run)
 
     def fit(run: Run) -> None:
         with storage.lock(run.directory):
             _keep_config(run)
-            warm_start(run, _fresh(run), beside=len(runs) - 1)
+            warm_start(run, _fresh(run), beside=len(first) - 1)
 
-    fits = [partial(fit, run) for run in runs]
-    outcomes = Together(compiled=compiled).fit(fits)
-    return [outcome if isinstance(outcome, BaseException) else None for outcome in outcomes]
+    def outcome(run: Run) -> BaseException | None:
+        try:
+            if failed[run.seed] is None and run is not first[run.seed]:
+                _take_over(run, first[run.seed])
+        except Exception as error:
+            return error
+        return failed[run.seed]
+
+    outcomes = Together(compiled=compiled).fit([partial(fit, run) for run in first.values()])
+    failed = dict(zip(first, outcomes, strict=True))
+    return [outcome(run) for run in runs]
+
+
+def _take_over(run: Run, fitted: Run) -> None:
+    """The fit of another arm, which has the same learner and the same demonstrations."""
+    with storage.lock(run.directory):
+        _keep_config(run)
+        for name in FITTED:
+            if storage.exists(fitted.directory / name) and (name != "lessons.npz" or _keeps_lessons(run)):
+                storage.copy(fitted.directory / name, run.directory)
+        events = "events.out.tfevents.*.warm_start"
+        for old in run.directory.glob(events):  # of an earlier try
+            old.unlink()
+        for one in fitted.directory.glob(events):
+            shutil.copy(one, run.directory)
+        timing = storage.load_json(fitted.directory / "timing.json", kind="timing", schema=SCHEMA)
+        storage.save_json(run.directory / "timing.json", {**timing, "of": fitted.arm}, kind="timing", schema=SCHEMA)
 
 
 def _fresh(run: Run) -> PPO:

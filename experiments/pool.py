@@ -38,8 +38,9 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Run every arm and seed in a pool of processes; returns their summaries.
 
-    ``together`` fits all seeds of an arm as one before each goes on by itself, ``compiled`` by torch.compile. A run
-    that fails does not stop the others; its error is raised when they have finished.
+    Arms with one and the same learner share its fits. ``together`` fits all seeds as one before each goes on by itself,
+    ``compiled`` by torch.compile. A run that fails does not stop the others; its error is raised when they have
+    finished.
     """
     runs = [Run(experiment, name, seed, out, device) for seed in seeds for name in experiment.arms]
     if fresh:
@@ -50,16 +51,16 @@ def run_all(
         demo_run = Run(experiment, next(iter(experiment.arms)), seed, out)
         with storage.lock(demo_run.demos_path.parent):
             demonstrate(demo_run)
-    groups = _to_be_fitted(runs) if together else []
-    return _in_processes(runs, processes, groups, compiled=compiled)
+    return _in_processes(runs, processes, _to_be_fitted(runs, together), compiled=compiled)
 
 
-def _to_be_fitted(runs: list[Run]) -> list[list[Run]]:
-    """The runs of each arm that have a fit before them, where there are several."""
-    groups: dict[str, list[Run]] = defaultdict(list)
+def _to_be_fitted(runs: list[Run], together: bool) -> list[list[Run]]:
+    """Runs that have the same fit before them, or the same but for its seed."""
+    groups: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
-        if run.experiment.arms[run.arm].learner is not None and not is_fitted(run):
-            groups[run.arm].append(run)
+        arm = run.experiment.arms[run.arm]
+        if arm.learner is not None and not is_fitted(run):
+            groups[repr(arm.learner), arm.memory, None if together else run.seed].append(run)
     return [group for group in groups.values() if len(group) > 1]
 
 

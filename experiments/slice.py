@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 
 from headstart.envs import storage
+from headstart.envs.processes import end_with_parent
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments.doctor import available_cores
 from headstart.experiments.experiment import Experiment, seconds
@@ -51,7 +52,7 @@ def work(runs: list[Run], until: float, processes: int) -> None:
     """Run as many as there is time for; ``until`` is a reading of time.monotonic."""
     for experiment in {run.experiment.name: run.experiment for run in runs}.values():
         levels(experiment)
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
     prepared = {run.demos_path: run for run in reversed(runs)}  # of each, one: those who run them must not collide
     collected = {path: pool.submit(demonstrate, run) for path, run in reversed(prepared.items())}
     futures = []

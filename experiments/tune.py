@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from headstart.envs import bank, collect_demos, evaluate, make_vec_env
+from headstart.envs.processes import end_with_parent
 from headstart.envs.transitions import Demos
 from headstart.experiments.arms import Arm
 from headstart.experiments.budgets import BAND
@@ -187,7 +188,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=available_cores())
     options = parser.parse_args()
     job, draws = JOBS[options.job]
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, context, initializer=end_with_parent) as pool:
         for name in options.name:
             experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
             if options.demos:

@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from headstart.envs import bank, branch
+from headstart.envs.processes import end_with_parent
 from headstart.envs.transitions import Demos
 from headstart.experiments.arms import Arm
 from headstart.experiments.doctor import available_cores
@@ -148,7 +149,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["bc"], metavar="ARM", help="warm starts (default: bc)")
     parser.add_argument("--processes", type=int, default=available_cores())
     options = parser.parse_args()
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, context, initializer=end_with_parent) as pool:
         for name in options.name:
             experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
             for arm in options.arms:

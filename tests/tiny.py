@@ -27,7 +27,7 @@ TINY = Experiment(
 class Here:
     """A pool of processes that is this process: what is patched here is patched there."""
 
-    def __init__(self, processes: int, context: Any) -> None: ...
+    def __init__(self, processes: int, context: Any, initializer: Callable[[], None]) -> None: ...
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future:
         future: Future = Future()

@@ -123,6 +123,19 @@ def test_json_text_and_bytes_come_back(tmp_path):
     assert load_bytes(tmp_path / "a.png", kind="figure", schema=1) == b"\x89PNG"
 
 
+def test_a_copy_is_the_same_artefact(tmp_path):
+    (tmp_path / "b").mkdir()
+    storage.save_weights(tmp_path / "w.safetensors", {"w": torch.ones(2)}, kind="policy", schema=3, meta={"of": "bc"})
+    storage.copy(tmp_path / "w.safetensors", tmp_path / "b")
+    weights, meta = storage.load_weights(tmp_path / "b" / "w.safetensors", kind="policy", schema=3)
+    assert weights["w"].tolist() == [1.0, 1.0]
+    assert meta == {"of": "bc"}
+    (tmp_path / "w.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"w\.safetensors"):
+        storage.copy(tmp_path / "w.safetensors", tmp_path / "b")
+    assert storage.exists(tmp_path / "b" / "w.safetensors")
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_same_content_gives_same_bytes_whatever_the_history(tmp_path, monkeypatch, interrupted):
     for name, order in (("one", 1), ("two", -1)):

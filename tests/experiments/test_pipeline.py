@@ -25,7 +25,7 @@ from headstart.experiments import finetune, pipeline, pool
 from headstart.experiments.arms import Arm
 from headstart.experiments.evidence import read_runs
 from headstart.experiments.experiment import RL, Experiment
-from headstart.experiments.pipeline import Run, run_arm
+from headstart.experiments.pipeline import Run, demonstrate, fit_together, run_arm
 from headstart.experiments.pool import run_all
 from headstart.experiments.runlog import read_rows
 from headstart.learners import PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
@@ -639,6 +639,54 @@ def test_processes_make_no_difference(finished: Path, tmp_path: Path) -> None:
     again = {name: value for name, value in again.items() if "seed1" not in name}
     assert_same(again, {name: before[name] for name in again})
     assert len(again) > 20
+
+
+def test_arms_that_share_a_learner_share_its_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They end as they would have alone, byte for byte, and each has what its own stages want."""
+    start, rehearsing = TINY.arms["reflect"], {"rehearsal_coef": 0.1}
+    arms = {
+        "bc": TINY.arms["bc"],
+        "reflect": start,
+        "plain": dataclasses.replace(start, ppo={"plain": True}),
+        "rehearsal": dataclasses.replace(start, ppo=rehearsing),
+        "short": dataclasses.replace(start, memory=1),  # another fit
+    }
+    some = changed(arms=arms)
+    for name in arms:
+        run(tmp_path / "alone", name, some)
+    fit, fitted = Reflection.fit, []
+
+    def watched(self: Reflection, *arguments: Any) -> Any:
+        fitted.append(self)
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(Reflection, "fit", watched)
+    runs = [Run(some, name, 0, tmp_path / "shared") for name in arms]
+    groups = pool._to_be_fitted(runs, together=False)
+    assert [[one.arm for one in group] for group in groups] == [["reflect", "plain", "rehearsal"]]
+    demonstrate(runs[0])
+    assert fit_together(groups[0]) == [None] * 3
+    for one in runs:
+        assert pipeline.is_fitted(one) == (one in groups[0])
+        run_arm(one)
+    assert len(fitted) == 2
+    assert_same(contents(tmp_path / "shared"), contents(tmp_path / "alone"))
+    there = tmp_path / "shared" / "tiny"
+    assert [storage.exists(there / name / "seed0" / "lessons.npz") for name in arms] == [False] * 3 + [True, False]
+    for name in arms:
+        assert len(list((there / name / "seed0").glob("events.out.tfevents.*.warm_start"))) == 1
+    timing = storage.load_json(there / "plain" / "seed0" / "timing.json", kind="timing", schema=1)
+    assert timing["of"] == "rehearsal"
+    assert not pool._to_be_fitted(runs, together=False)
+
+
+def test_what_fails_in_a_shared_fit_fails_all_that_share_it(tmp_path: Path) -> None:
+    impossible = Arm(BC, memory=9, rl=True)  # it looks further back than its observations
+    arms = {"one": impossible, "two": dataclasses.replace(impossible, ppo={"plain": True}), "bc": TINY.arms["bc"]}
+    with pytest.raises(UsageError, match="memory=9"):
+        run_all(changed(arms=arms), (0,), tmp_path, device="cpu", processes=1)
+    ended = [storage.exists(tmp_path / "tiny" / name / "seed0" / "summary.json") for name in arms]
+    assert ended == [False, False, True]
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
