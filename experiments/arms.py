@@ -67,21 +67,23 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     """Every arm, with the tuned settings of bc and its memory.
 
     ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` less than a quarter of its practice, for where
-    steps are dear. ``bc_plain`` and ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with a world
-    model's loss beside PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no RL.
+    steps are dear. ``bc_plain`` and ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with
+    a world model's loss beside PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no
+    RL.
 
     A learner's name alone stands for the budget `extra`: its own stages come on top of bc's updates. With ``_matched``
     it makes no more updates than bc, all of its stages shortened alike; with ``_memoryless`` its policy sees nothing
     but the present.
     """
     reflect = reflection_around(bc)
+    frugal = dataclasses.replace(reflect, levels=64, states=500, walks=0)
     named = {
         "scratch": Arm(None, memory, rl=True),
         "bc": Arm(bc, memory, rl=True),
         "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), memory, rl=False),
         "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
         "reflect": Arm(reflect, memory, rl=True),
-        "reflect_frugal": Arm(dataclasses.replace(reflect, levels=64, states=500, walks=0), memory, rl=True, main=False),
+        "reflect_frugal": Arm(frugal, memory, rl=True, main=False),
     }
     others: dict[str, LearnerConfig] = {
         "iwm_joint": IWMConfig(bc=bc, mode="joint"),
