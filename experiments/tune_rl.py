@@ -9,8 +9,9 @@ demonstrations, which are tune.py's. The search goes through learning rate, epis
 rollout, and passes with the size of a batch, each at the best of what came before. The warm start is bc's: what is
 chosen suits the baseline, and `reflect` takes it as it is.
 
-With ``--cures`` it goes through what keeps PPO from forgetting, around the settings of the script, for every arm that
-is named: each arm goes on from its own best. All rows are written, the worst ones too.
+With ``--cures`` it goes through what keeps PPO from forgetting and what decides how far it explores and looks ahead,
+around the settings of the script, for every arm that is named: each arm goes on from its own best. All rows are
+written, the worst ones too.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from headstart.learners.bc import imitation_targets
 
 DRAWS = SEEDS[:2]
 SETTINGS = ("n_envs", "n_steps", "batch_size", "n_epochs", "learning_rate")
-SETTINGS += ("kl_coef", "target_kl", "critic_updates", "actor_warm_up")  # --cures
+SETTINGS += ("kl_coef", "critic_updates", "actor_warm_up", "ent_coef", "gae_lambda")  # --cures
 FACTS = ("rl_steps", "rl_start", "rl_area", "rl_minimum", "rl_end")  # of a curve, as curves.py says them
 
 
@@ -132,8 +133,8 @@ def search(
 
     if cures:
         step([around(kl_coef=coef) for coef in (0.3, 0.1, 0.03, 0.0)])
-        step([around(target_kl=0.12)])
         step([around(critic_updates=1, actor_warm_up=1)])
+        step([around(ent_coef=0.003), around(gae_lambda=0.98)])
     else:
         step([around(learning_rate=rate) for rate in (1e-4, 3e-4, 1e-3)])
         step([around(n_steps=32), around(16), around(16, n_steps=128)])

@@ -72,7 +72,7 @@ def test_cures_are_searched_for_each_arm(monkeypatch: pytest.MonkeyPatch, result
         if seed == 1000:
             tried[arm].append(rl.settings)
         sign = 1 if arm == "bc" else -1
-        score = 0.5 + sign * (rl.settings["kl_coef"] + rl.settings.get("target_kl", 0.0))
+        score = 0.5 + sign * (rl.settings["kl_coef"] + rl.settings.get("critic_updates", 0))
         facts = dict.fromkeys(tune_rl.FACTS, 0.0) | {"rl_area": score}
         return dict.fromkeys(tune_rl.SETTINGS, 1) | facts
 
@@ -80,12 +80,13 @@ def test_cures_are_searched_for_each_arm(monkeypatch: pytest.MonkeyPatch, result
     monkeypatch.setattr(tune_rl, "curve", likes)
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--cures", "--arms", "bc", "reflect"])
     tune_rl.main()
-    for arm, coef, target in (("bc", 0.3, 0.12), ("reflect", 0.0, None)):
-        assert [settings["kl_coef"] for settings in tried[arm]] == [0.3, 0.1, 0.03, 0.0, coef, coef]
-        assert [settings.get("target_kl") for settings in tried[arm]] == [None] * 4 + [0.12, target]
-        assert tried[arm][-1]["critic_updates"] == tried[arm][-1]["actor_warm_up"] == 1
+    for arm, coef, critic in (("bc", 0.3, 1), ("reflect", 0.0, None)):
+        assert [settings["kl_coef"] for settings in tried[arm]] == [0.3, 0.1, 0.03, 0.0, coef, coef, coef]
+        assert [settings.get("critic_updates") for settings in tried[arm]] == [None] * 4 + [1, critic, critic]
+        assert [settings.get("ent_coef") for settings in tried[arm]] == [None] * 5 + [0.003, None]
+        assert [settings.get("gae_lambda") for settings in tried[arm]] == [None] * 6 + [0.98]
     rows = read_rows(results.with_name("cures.csv"), kind="tuning")
-    assert [row["arm"] for row in rows] == ["bc"] * 6 + ["reflect"] * 6
+    assert [row["arm"] for row in rows] == ["bc"] * 7 + ["reflect"] * 7
     assert not results.exists()
 
 
