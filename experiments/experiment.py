@@ -90,10 +90,13 @@ _TEST_STEPS_PER_SECOND = 100_000
 def seconds(experiment: Experiment, name: str) -> tuple[float, float]:
     """Estimated seconds of an arm's fit and its tests, and of its PPO with the tests that follow."""
     arm = experiment.arms[name]
-    fit = _SECONDS_PER_UPDATE * arm.learner.total_updates if arm.learner else 0.0
     steps = experiment.test_levels * (len(MODES) * experiment.horizon + 2 * sum(experiment.ood.values()))
     tests = steps / _TEST_STEPS_PER_SECOND
-    return fit + tests, experiment.rl.steps / _RL_STEPS_PER_SECOND + tests if arm.rl else 0.0
+    return _fit_seconds(arm) + tests, experiment.rl.steps / _RL_STEPS_PER_SECOND + tests if arm.rl else 0.0
+
+
+def _fit_seconds(arm: Arm) -> float:
+    return _SECONDS_PER_UPDATE * arm.learner.total_updates if arm.learner else 0.0
 
 
 def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
@@ -103,10 +106,14 @@ def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
         f"{experiment.test_levels} test episodes of at most {experiment.horizon} steps, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     ]
+    times, first = [], {}
     for name, arm in experiment.arms.items():
+        twin, time = first.setdefault((repr(arm.learner), arm.memory), name), sum(seconds(experiment, name))
         fit = f"{arm.learner.total_updates:,} updates without reward" if arm.learner else "no warm start"
+        if twin != name:
+            fit, time = f"the warm start of {twin}", time - _fit_seconds(arm)
         lines.append(f"  {name:10} {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
-    times = [sum(seconds(experiment, name)) for name in experiment.arms] * len(seeds)
+        times += [time] * len(seeds)
     minutes = max(1, round(max(sum(times) / processes, *times) / 60))
     megabytes = 3 * len(times)
     lines.append(f"about {minutes} minute{'s' if minutes > 1 else ''} in {processes} processes, about {megabytes} MB")
