@@ -5,8 +5,8 @@
                                                                        -> results/key_corridor/cures.csv
 
 A setting's score is its mean success over the steps of RL, the area under the curve, averaged over the draws of
-demonstrations, which are tune.py's. The search goes through learning rate, episodes in lockstep with the length of a
-rollout, and passes with the size of a batch, each at the best of what came before. The warm start is bc's: what is
+demonstrations, which are tune.py's. The search goes through episodes in lockstep with the learning rate, the length of
+a rollout, and passes with the size of a batch, each at the best of what came before. The warm start is bc's: what is
 chosen suits the baseline, and `reflect` takes it as it is.
 
 With ``--cures`` it goes through what keeps PPO from forgetting and what decides how far it explores and looks ahead,
@@ -136,8 +136,8 @@ def search(
         step([around(critic_updates=1, actor_warm_up=1)])
         step([around(ent_coef=0.003), around(gae_lambda=0.98)])
     else:
-        step([around(learning_rate=rate) for rate in (1e-4, 3e-4, 1e-3)])
-        step([around(n_steps=32), around(16), around(16, n_steps=128)])
+        step([around(n_envs, learning_rate=rate) for n_envs in (64, 16) for rate in (3e-4, 1e-3)])
+        step([around(n_steps=128)])
         step([around(n_epochs=8), around(batch_size=256)])
     print(f"best for {name}: n_envs={best.n_envs} {best.settings}")
     return rows

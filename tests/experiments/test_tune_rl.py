@@ -50,11 +50,15 @@ def test_the_search_goes_on_from_the_best(monkeypatch: pytest.MonkeyPatch, resul
     assert all(start == (TINY.arms["bc"], seed) for _, seed, start in asked)
     tried = [rl for rl, seed, _ in asked if seed == 1000]
     assert [rl for rl, seed, _ in asked if seed == 1001] == tried
-    rates, rollouts, rest = tried[:3], tried[3:6], tried[6:]
-    assert [rl.settings["learning_rate"] for rl in rates] == [1e-4, 3e-4, 1e-3]
-    assert all(rl.settings["learning_rate"] == 1e-3 for rl in rollouts + rest)
-    assert [rl.n_envs for rl in rollouts] == [8, 16, 16]
-    assert all(rl.n_envs == 16 and rl.settings["n_steps"] == 8 for rl in rest)  # the first of equals
+    grid, rest = tried[:4], tried[4:]
+    assert [(rl.n_envs, rl.settings["learning_rate"]) for rl in grid] == [
+        (64, 3e-4),
+        (64, 1e-3),
+        (16, 3e-4),
+        (16, 1e-3),
+    ]
+    assert all((rl.n_envs, rl.settings["learning_rate"]) == (16, 1e-3) for rl in rest)
+    assert [rl.settings["n_steps"] for rl in rest] == [128, 8, 8]  # the first of equals
     assert len(set(map(str, tried))) == len(tried)
     rows = read_rows(results, kind="tuning")
     assert len(rows) == len(tried)
