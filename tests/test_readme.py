@@ -167,7 +167,7 @@ def test_the_other_methods_are_what_their_rows_say(arm: str) -> None:
     assert over.mean.interval is not None
     low, high = over.mean.interval
     said = f"`{arm}` {100 * over.mean.value:+.1f}", f"({100 * low:+.1f} to {100 * high:+.1f})"
-    text = README.read_text().replace(" points", "")
+    text = " ".join(README.read_text().split()).replace(" points", "")
     assert " ".join(said) in text
     assert not over.above
 
