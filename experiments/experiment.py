@@ -106,13 +106,13 @@ def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
         f"{experiment.test_levels} test episodes of at most {experiment.horizon} steps, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     ]
-    times, first = [], {}
+    times, first, width = [], {}, max(map(len, experiment.arms))
     for name, arm in experiment.arms.items():
         twin, time = first.setdefault((repr(arm.learner), arm.memory), name), sum(seconds(experiment, name))
         fit = f"{arm.learner.total_updates:,} updates without reward" if arm.learner else "no warm start"
         if twin != name:
             fit, time = f"the warm start of {twin}", time - _fit_seconds(arm)
-        lines.append(f"  {name:10} {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
+        lines.append(f"  {name:{width}}  {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
         times += [time] * len(seeds)
     minutes = max(1, round(max(sum(times) / processes, *times) / 60))
     megabytes = 3 * len(times)

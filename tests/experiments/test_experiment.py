@@ -35,7 +35,7 @@ def test_a_warm_start_that_is_shared_is_counted_once() -> None:
     bc, seeds = EXPERIMENT.arms["bc"], tuple(range(1000))
     alone, other = ({"bc": bc, "last": Arm(last, bc.memory, rl=True)} for last in (bc.learner, IWMConfig(bc=LEARNED)))
     shared, apart = (plan(dataclasses.replace(EXPERIMENT, arms=arms), seeds, 1) for arms in (alone, other))
-    assert "last       the warm start of bc, then PPO for 384 steps" in shared
+    assert "last  the warm start of bc, then PPO for 384 steps" in shared
     assert "updates without reward" in next(line for line in apart.splitlines() if "last" in line)
     minutes, more = (int(text.splitlines()[-1].split()[1]) for text in (shared, apart))
     assert minutes < more
