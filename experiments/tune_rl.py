@@ -132,7 +132,7 @@ def search(
         return replace(best, n_envs=n_envs or best.n_envs, settings={**best.settings, **settings})
 
     if cures:
-        step([around(kl_coef=coef) for coef in (0.3, 0.1, 0.03, 0.0)])
+        step([around(kl_coef=coef) for coef in (1.0, 0.3, 0.1, 0.03, 0.0)])
         step([around(critic_updates=1, actor_warm_up=1)])
         step([around(ent_coef=0.003), around(gae_lambda=0.98)])
     else:
