@@ -8,7 +8,7 @@ from headstart.experiments.arms import arms_around
 from headstart.experiments.experiment import RL, Experiment
 from headstart.learners import BCConfig
 
-# bc is the best of results/key_corridor/tuning.csv; budget.csv beside it is why there are so many demonstrations.
+# bc is the best of results/key_corridor/tuning.csv, PPO the best of rl.csv; budget.csv says why so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["key_corridor"],
     arms_around(BCConfig(updates=1500, learning_rate=3e-3, weight_decay=0.3, hidden_past=0.5), memory=4),
@@ -16,7 +16,7 @@ EXPERIMENT = Experiment.of(
         steps=100_000,
         n_envs=64,
         eval_every=10_000,
-        settings={"learning_rate": 3e-4, "ent_coef": 0.003, "kl_coef": 0.1, "critic_updates": 1, "actor_warm_up": 1},
+        settings={"learning_rate": 1e-3, "ent_coef": 0.003, "kl_coef": 0.1, "critic_updates": 1, "actor_warm_up": 1},
     ),
 )
 
