@@ -12,12 +12,7 @@ from headstart.learners import BCConfig
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["door_key"],
     arms_around(BCConfig(updates=1500, learning_rate=3e-3, weight_decay=0.1, hidden_past=0.5), memory=4),
-    RL(
-        steps=100_000,
-        n_envs=16,
-        eval_every=5_000,
-        settings={"learning_rate": 1e-3, "kl_coef": 0.1, "critic_updates": 1, "actor_warm_up": 1},
-    ),
+    RL(steps=100_000, n_envs=16, eval_every=5_000, settings={"learning_rate": 1e-3}),
 )
 
 if __name__ == "__main__":

@@ -12,12 +12,7 @@ from headstart.learners import BCConfig
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["key_corridor"],
     arms_around(BCConfig(updates=1500, learning_rate=3e-3, weight_decay=0.3, hidden_past=0.5), memory=4),
-    RL(
-        steps=100_000,
-        n_envs=64,
-        eval_every=10_000,
-        settings={"learning_rate": 1e-3, "ent_coef": 0.003, "kl_coef": 0.1, "critic_updates": 1, "actor_warm_up": 1},
-    ),
+    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 1e-3, "ent_coef": 0.003}),
 )
 
 if __name__ == "__main__":

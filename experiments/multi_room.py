@@ -14,10 +14,7 @@ EXPERIMENT = Experiment.of(
     ENVIRONMENTS["multi_room"],
     arms_around(BCConfig(updates=1500, learning_rate=3e-3, weight_decay=0.01, hidden_past=0.5), memory=4),
     RL(
-        steps=100_000,
-        n_envs=16,
-        eval_every=5_000,
-        settings={"learning_rate": 3e-4, "ent_coef": 0.003, "kl_coef": 0.03, "critic_updates": 1, "actor_warm_up": 1},
+        steps=100_000, n_envs=16, eval_every=5_000, settings={"learning_rate": 3e-4, "ent_coef": 0.003, "kl_coef": 0.03}
     ),
 )
 

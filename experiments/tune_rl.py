@@ -133,7 +133,7 @@ def search(
 
     if cures:
         step([around(kl_coef=coef) for coef in (1.0, 0.3, 0.1, 0.03, 0.0)])
-        step([around(critic_updates=1, actor_warm_up=1)])
+        step([around(critic_updates=4, actor_warm_up=4)])
         step([around(ent_coef=0.003), around(gae_lambda=0.98)])
     else:
         step([around(n_envs, learning_rate=rate) for n_envs in (64, 16) for rate in (3e-4, 1e-3)])

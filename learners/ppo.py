@@ -5,7 +5,7 @@ A warm-started policy meets a critic that knows nothing; its noise alone undoes 
     1. zero critic    its values begin at 0 everywhere: where reward is rare, the best guess of one who knows nothing
     2. critic first   the actor waits until the critic, learning three times as fast as later, explains half of the
                       variance of returns, or N updates
-    3. warm-up        then the learning rate of trunk and actor grows from zero
+    3. warm-up        then the learning rate of trunk and actor grows from zero, over N updates
     4. KL anchor      L += c * KL(pi || pi_warm_start), c decaying to zero: the policy may leave, but not jump
     5. no scaling     of advantages while nothing is rewarded, or all are equal: that would turn noise into gradients
     6. no jump        an update ends early when it has led too far from the policy that acted
@@ -78,6 +78,9 @@ class PPO(StablePPO):
     rehearsal_decay: share of training after which that weight has reached zero.
     plain: none of the above, whatever they say.
 
+    One update for the critic alone, no slow warm-up and a loose KL are what bc's warm start liked best in three
+    environments (experiments/results/NAME/cures.csv, rl.csv).
+
     A second call of `learn` goes on from the first: weights that have faded do not come back. A saved model has its
     anchor with it: one that is loaded goes on where it was. ``auxiliary`` and ``lessons`` are not in the file and are
     to be set again. (Stable-Baselines3 unpickles what it loads: load only what you trust.)
@@ -101,10 +104,10 @@ class PPO(StablePPO):
         policy: type[HeadstartPolicy] = HeadstartPolicy,
         env: Any = None,
         *,
-        critic_updates: int = 4,
+        critic_updates: int = 1,
         critic_variance: float = 0.5,
-        actor_warm_up: int = 4,
-        kl_coef: float = 0.3,
+        actor_warm_up: int = 1,
+        kl_coef: float = 0.1,
         kl_decay: float = 0.5,
         trunk_factor: float = 1.0,
         auxiliary_coef: float = 0.0,

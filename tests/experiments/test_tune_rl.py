@@ -84,9 +84,9 @@ def test_cures_are_searched_for_each_arm(monkeypatch: pytest.MonkeyPatch, result
     monkeypatch.setattr(tune_rl, "curve", likes)
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--cures", "--arms", "bc", "reflect"])
     tune_rl.main()
-    for arm, coef, critic in (("bc", 1.0, 1), ("reflect", 0.0, None)):
+    for arm, coef, critic in (("bc", 1.0, 4), ("reflect", 0.0, None)):
         assert [settings["kl_coef"] for settings in tried[arm]] == [1.0, 0.3, 0.1, 0.03, 0.0, coef, coef, coef]
-        assert [settings.get("critic_updates") for settings in tried[arm]] == [None] * 5 + [1, critic, critic]
+        assert [settings.get("critic_updates") for settings in tried[arm]] == [None] * 5 + [4, critic, critic]
         assert [settings.get("ent_coef") for settings in tried[arm]] == [None] * 6 + [0.003, None]
         assert [settings.get("gae_lambda") for settings in tried[arm]] == [None] * 7 + [0.98]
     rows = read_rows(results.with_name("cures.csv"), kind="tuning")
