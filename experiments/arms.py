@@ -66,7 +66,7 @@ def reflection_around(bc: BCConfig) -> ReflectionConfig:
 def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     """Every arm, with the tuned settings of bc and its memory.
 
-    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` less than a quarter of its practice, for where
+    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` takes about a quarter of its steps, for where
     steps are dear. ``bc_plain`` and ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with
     a world model's loss beside PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no
     RL.

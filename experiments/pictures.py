@@ -29,7 +29,7 @@ class Look:
 
     colour: str
     dash: str | tuple[int, tuple[float, ...]]
-    marker: str
+    marker: str | tuple[int, int, int]
     strong: bool = False
     """Whether it is the arm that the picture is about."""
 
@@ -52,10 +52,13 @@ LOOKS = {
     "iwm_reflect": Look("#9e3a00", (0, (10, 1)), "H"),
     "dagger": Look("#111111", (0, (12, 3, 1, 3)), "X"),
     "reflect": Look("#d55e00", "solid", "D", strong=True),
+    "reflect_frugal": Look("#b07d00", (0, (6, 1.5)), "*"),
+    "reflect_plain": Look("#b5674d", (0, (1.5, 1.5)), (4, 1, 0)),
+    "bc_plain": Look("#5b84ad", (0, (1.5, 2.5)), (4, 1, 45)),
 }
 OTHER_LOOKS = (
     Look("#a8447f", (0, (8, 1.5, 1, 1.5, 1, 1.5)), "P"),
-    Look("#8a6d00", (0, (3, 1.5)), "*"),
+    Look("#5e7d2e", (0, (3, 1.5)), (8, 1, 0)),
 )
 STYLE = {
     "font.size": 11,

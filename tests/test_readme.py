@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.curves import race
 from headstart.experiments.evidence import across, better_mode, comparison
 from headstart.experiments.intervals import bootstrap_interval
 from headstart.learners import BCConfig, JudgeConfig, ReflectionConfig
@@ -131,6 +132,27 @@ def test_ppo_is_what_its_rows_say(row: list[str]) -> None:
         low, high = bootstrap_interval(success) or (0.0, 0.0)
         cells.append(f"{100 * np.mean(success):.1f} ({100 * low:.1f} to {100 * high:.1f})")
     assert row[1:] == cells
+
+
+@pytest.mark.parametrize("row", cells_below("| environment | to reach | `bc` |"), ids=lambda row: row[0])
+def test_the_race_is_what_the_curves_say(row: list[str]) -> None:
+    curves: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    with (RESULTS / row[0].strip("`") / "ppo" / "curves.csv").open() as file:
+        for point in csv.DictReader(file):
+            numbers = {name: float(point[name]) for name in ("rl_steps", "env_steps", "success")}
+            curves.setdefault(point["arm"], {}).setdefault(int(point["seed"]), []).append(numbers)
+    cells, theirs, levels = [], [], []
+    for arm in ("reflect", "reflect_frugal"):
+        run = race(curves, arm, "bc")
+        assert run is not None
+        for steps in (run.rewarded, run.counted):
+            ours, bc = (np.median(column) for column in zip(*steps, strict=True))
+            cells.append(f"{ours / 1000:.0f}k")
+            theirs.append(f"{bc / 1000:.0f}k")
+        levels.append(f"{100 * min(run.levels):.0f} to {100 * max(run.levels):.0f} %")
+    assert len(set(theirs)) == len(set(levels)) == 1  # or one column is not enough
+    levels[0] = levels[0].replace("95 to 95 %", "95 %")
+    assert row[1:] == [levels[0], theirs[0], *cells]
 
 
 @pytest.mark.parametrize("row", cells_below("| in the judge's place |"), ids=lambda row: row[0].split("`")[1])
