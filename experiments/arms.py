@@ -83,7 +83,7 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
         "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), memory, rl=False),
         "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
         "reflect": Arm(reflect, memory, rl=True),
-        "reflect_frugal": Arm(frugal, memory, rl=True, main=False),
+        "reflect_frugal": Arm(frugal, memory, rl=True),
     }
     others: dict[str, LearnerConfig] = {
         "iwm_joint": IWMConfig(bc=bc, mode="joint"),

@@ -166,7 +166,8 @@ def test_every_environment_has_its_script(name: str):
     experiment = importlib.import_module(f"headstart.experiments.{name}").EXPERIMENT
     assert isinstance(experiment, Experiment)
     assert experiment == Experiment.of(ENVIRONMENTS[name], experiment.arms, experiment.rl)
-    assert [name for name, arm in experiment.arms.items() if arm.main] == ["scratch", "bc", "bc_long", "iwm", "reflect"]
+    main = [name for name, arm in experiment.arms.items() if arm.main]
+    assert main == ["scratch", "bc", "bc_long", "iwm", "reflect", "reflect_frugal"]
     assert all(0 <= arm.memory <= experiment.history for arm in experiment.arms.values())
     bc = experiment.arms["bc"]
     assert experiment.arms == arms_around(bc.learner, bc.memory)
