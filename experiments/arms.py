@@ -55,6 +55,11 @@ class Arm:
     ppo: dict[str, Any] = field(default_factory=dict)
     """Settings of PPO that are this arm's own."""
 
+    @property
+    def fit(self) -> tuple[str, int]:
+        """What its warm start depends on beside demonstrations and seed: arms that agree in it share one."""
+        return repr(self.learner), self.memory
+
 
 def reflection_around(bc: BCConfig) -> ReflectionConfig:
     """`reflect` with its defaults, beside a bc that may have been tuned to learn for longer: so do its judges."""

@@ -108,9 +108,12 @@ def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
     ]
     times, first, width = [], {}, max(map(len, experiment.arms))
     for name, arm in experiment.arms.items():
-        twin, time = first.setdefault((repr(arm.learner), arm.memory), name), sum(seconds(experiment, name))
-        fit = f"{arm.learner.total_updates:,} updates without reward" if arm.learner else "no warm start"
-        if twin != name:
+        twin, time = first.setdefault(arm.fit, name), sum(seconds(experiment, name))
+        if arm.learner is None:
+            fit = "no warm start"
+        elif twin == name:
+            fit = f"{arm.learner.total_updates:,} updates without reward"
+        else:
             fit, time = f"the warm start of {twin}", time - _fit_seconds(arm)
         lines.append(f"  {name:{width}}  {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
         times += [time] * len(seeds)

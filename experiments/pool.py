@@ -60,7 +60,7 @@ def _to_be_fitted(runs: list[Run], together: bool) -> list[list[Run]]:
     for run in runs:
         arm = run.experiment.arms[run.arm]
         if arm.learner is not None and not is_fitted(run):
-            groups[repr(arm.learner), arm.memory, None if together else run.seed].append(run)
+            groups[arm.fit, None if together else run.seed].append(run)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -1,17 +1,17 @@
-"""PPO that does not forget its warm start: Stable-Baselines3's, with six cures and three options.
+"""PPO that does not forget its warm start: Stable-Baselines3's, with five cures and four options.
 
 A warm-started policy meets a critic that knows nothing; its noise alone undoes the policy within a few updates. So
 
     1. zero critic    its values begin at 0 everywhere: where reward is rare, the best guess of one who knows nothing
     2. critic first   the actor waits until the critic, learning three times as fast as later, explains half of the
                       variance of returns, or N updates
-    3. warm-up        then the learning rate of trunk and actor grows from zero, over N updates
-    4. KL anchor      L += c * KL(pi || pi_warm_start), c decaying to zero: the policy may leave, but not jump
-    5. no scaling     of advantages while nothing is rewarded, or all are equal: that would turn noise into gradients
-    6. no jump        an update ends early when it has led too far from the policy that acted
+    3. KL anchor      L += c * KL(pi || pi_warm_start), c decaying to zero: the policy may leave, but not jump
+    4. no scaling     of advantages while nothing is rewarded, or all are equal: that would turn noise into gradients
+    5. no jump        an update ends early when it has led too far from the policy that acted
 
-(PIRLNav, arXiv 2301.07302, for 2 and 3; kickstarting, arXiv 1803.03835, for 4.) Off unless their coefficients say so:
+(PIRLNav, arXiv 2301.07302, for 2 and 6; kickstarting, arXiv 1803.03835, for 3.) Off unless their settings say so:
 
+    6. warm-up        when the actor starts, the learning rate of trunk and actor grows from zero, over N updates
     7. slow trunk     a smaller learning rate for the layers that actor and critic share
     8. auxiliary      the arm's own world-model loss goes on, on what the agent itself sees (arXiv 2605.24517)
     9. rehearsal      cross-entropy on what was to be done in some states, its weight decaying: on the demonstrations
@@ -68,7 +68,7 @@ class PPO(StablePPO):
     target_kl: Stable-Baselines3's too, but only after a warm start; None lets updates lead as far as they will.
     critic_updates: at most so many rollouts train the critic alone.
     critic_variance: the share of the variance of returns at which the actor starts earlier.
-    actor_warm_up: rollouts over which the learning rate of trunk and actor grows to its full value.
+    actor_warm_up: rollouts over which the learning rate of trunk and actor grows to its full value; 1 is none.
     kl_coef: weight of the KL to the warm start when the actor starts.
     kl_decay: share of training, counted from there, after which that weight has reached zero.
     trunk_factor: learning rate of the shared layers, as a share of the others'.
@@ -78,8 +78,8 @@ class PPO(StablePPO):
     rehearsal_decay: share of training after which that weight has reached zero.
     plain: none of the above, whatever they say.
 
-    One update for the critic alone, no slow warm-up and a loose KL are what bc's warm start liked best in three
-    environments (experiments/results/NAME/cures.csv, rl.csv).
+    One update for the critic alone, no warm-up and a loose KL are what bc's warm start fared best with on MultiRoom and
+    DoorKey, up to noise (experiments/results/NAME/cures.csv).
 
     A second call of `learn` goes on from the first: weights that have faded do not come back. A saved model has its
     anchor with it: one that is loaded goes on where it was. ``auxiliary`` and ``lessons`` are not in the file and are
