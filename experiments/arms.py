@@ -4,8 +4,9 @@
     headstart run door_key --arms reflect noop      these
     headstart run door_key --arms all               all of them
 
-All have the settings of the bc that was tuned for their environment, its memory too, and otherwise their defaults:
-nothing but bc is chosen anew from environment to environment.
+All have the settings of the bc that was tuned for their environment, its memory too, and otherwise their defaults: up
+to the warm start nothing but bc is chosen anew from environment to environment. PPO is tuned for bc, and where a script
+says so for `reflect` by the same search.
 """
 
 import dataclasses
@@ -68,8 +69,10 @@ def reflection_around(bc: BCConfig) -> ReflectionConfig:
     return ReflectionConfig(bc=bc, judge=dataclasses.replace(default.judge, updates=updates))
 
 
-def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
+def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None = None) -> dict[str, Arm]:
     """Every arm, with the tuned settings of bc and its memory.
+
+    ``reflect_ppo``: settings of PPO from `reflect`'s warm starts, where those of the script, which suit bc, do not.
 
     ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` takes about a quarter of its steps, for where
     steps are dear. ``bc_plain`` and ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with
@@ -82,13 +85,14 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
     """
     reflect = reflection_around(bc)
     frugal = dataclasses.replace(reflect, levels=64, states=500, walks=0)
+    ppo = reflect_ppo or {}
     named = {
         "scratch": Arm(None, memory, rl=True),
         "bc": Arm(bc, memory, rl=True),
         "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), memory, rl=False),
         "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
-        "reflect": Arm(reflect, memory, rl=True),
-        "reflect_frugal": Arm(frugal, memory, rl=True),
+        "reflect": Arm(reflect, memory, rl=True, ppo=ppo),
+        "reflect_frugal": Arm(frugal, memory, rl=True, ppo=ppo),
     }
     others: dict[str, LearnerConfig] = {
         "iwm_joint": IWMConfig(bc=bc, mode="joint"),
@@ -110,7 +114,8 @@ def arms_around(bc: BCConfig, memory: int) -> dict[str, Arm]:
         "reflect_rehearsal": ("reflect", {"rehearsal_coef": 0.3}),
     }
     named |= {
-        name: dataclasses.replace(named[start], main=False, ppo=settings) for name, (start, settings) in own_ppo.items()
+        name: dataclasses.replace(named[start], main=False, ppo=named[start].ppo | settings)
+        for name, (start, settings) in own_ppo.items()
     }
     methods = {name: arm.learner for name, arm in named.items() if name in ("iwm", "reflect")} | others
     longer = {name: config for name, config in methods.items() if config and config.total_updates > bc.updates}

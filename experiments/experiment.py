@@ -1,8 +1,9 @@
 """What an experiment is: demonstrations, arms, fine-tuning, tests; and how long it may take."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headstart.envs.banks import bank
+from headstart.envs.errors import UsageError
 from headstart.envs.instructions import ALTERATIONS, has_instructions
 from headstart.envs.registry import Environment
 from headstart.envs.simulator import GridStates
@@ -50,6 +51,13 @@ class Experiment:
             arms=arms,
             rl=rl,
         )
+
+    def rl_of(self, arm: str) -> RL:
+        """Fine-tuning from an arm's warm start, with its own settings."""
+        ppo = self.arms[arm].ppo
+        if self.arms[arm].rl and ppo and self.rl.algorithm != "ppo":
+            raise UsageError(f"{arm}: has settings of PPO, but {self.name} fine-tunes by {self.rl.algorithm}.")
+        return replace(self.rl, settings={**self.rl.settings, **ppo})
 
 
 # ---- how it is tested ----

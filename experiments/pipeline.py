@@ -83,12 +83,7 @@ class Run:
     @property
     def rl(self) -> RL:
         """Fine-tuning, with the arm's own settings."""
-        rl, arm = self.experiment.rl, self.experiment.arms[self.arm]
-        if arm.rl and arm.ppo and rl.algorithm != "ppo":
-            raise UsageError(
-                f"{self.arm}: has settings of PPO, but {self.experiment.name} fine-tunes by {rl.algorithm}."
-            )
-        return dataclasses.replace(rl, settings={**rl.settings, **arm.ppo})
+        return self.experiment.rl_of(self.arm)
 
     @property
     def config(self) -> dict[str, Any]:

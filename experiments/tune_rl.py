@@ -1,17 +1,18 @@
 """Tune fine-tuning on validation levels, from the warm start of behaviour cloning or from another.
 
     python experiments/tune_rl.py key_corridor                         -> results/key_corridor/rl.csv
+    python experiments/tune_rl.py key_corridor --arms reflect_frugal   -> the same, beside bc's rows
     python experiments/tune_rl.py key_corridor --cures --arms bc reflect_frugal
                                                                        -> results/key_corridor/cures.csv
 
 A setting's score is its mean success over the steps of RL, the area under the curve, averaged over the draws of
 demonstrations, which are tune.py's. The search goes through episodes in lockstep with the learning rate, the length of
-a rollout, and passes with the size of a batch, each at the best of what came before. The warm start is bc's: what is
-chosen suits the baseline, and `reflect` takes it as it is.
+a rollout, and passes with the size of a batch, each at the best of what came before. Without ``--arms`` the warm start
+is bc's: what is chosen suits the baseline, and `reflect` takes it as it is unless a search of its own says otherwise.
 
 With ``--cures`` it goes through what keeps PPO from forgetting and what decides how far it explores and looks ahead,
 around the settings of the script, for every arm that is named: each arm goes on from its own best. All rows are
-written, the worst ones too.
+written, the worst ones too, and those of arms that are not named stay.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from headstart.experiments.arms import Arm
 from headstart.experiments.doctor import available_cores
 from headstart.experiments.experiment import Experiment
 from headstart.experiments.finetune import RL, fine_tune, new_model
-from headstart.experiments.runlog import write_rows
+from headstart.experiments.runlog import read_rows, write_rows
 from headstart.experiments.tune import RESULTS, SEEDS, demonstrations
 from headstart.learners import LEARNERS
 from headstart.learners.bc import imitation_targets
@@ -109,8 +110,7 @@ def search(
 ) -> list[dict[str, Any]]:
     """Rows of an arm: settings, and the facts of their curves, means over the draws."""
     rows: list[dict[str, Any]] = []
-    best, reached = experiment.rl, -1.0
-    arm = experiment.arms[name]
+    arm, best, reached = experiment.arms[name], experiment.rl_of(name), -1.0
     starts = list(pool.map(warm_start, [experiment] * len(DRAWS), [arm] * len(DRAWS), DRAWS))
 
     def step(candidates: Sequence[RL]) -> None:
@@ -160,9 +160,12 @@ def main() -> None:
             for split, n in (("train", experiment.train_levels), ("validation", experiment.validation_levels)):
                 bank(experiment.env_id, split, n)  # before processes ask for it at the same time
             print(f"{name}: fine-tuning", flush=True)
+            path = RESULTS / name / ("cures.csv" if options.cures else "rl.csv")
+            before = read_rows(path, kind="tuning") if path.exists() else []
+            kept = [row for row in before if row["arm"] not in options.arms]
             rows = [row for arm in options.arms for row in search(experiment, arm, pool, cures=options.cures)]
-            (RESULTS / name).mkdir(parents=True, exist_ok=True)
-            write_rows(RESULTS / name / ("cures.csv" if options.cures else "rl.csv"), rows, kind="tuning")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_rows(path, kept + rows, kind="tuning")
 
 
 if __name__ == "__main__":

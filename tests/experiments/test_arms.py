@@ -66,6 +66,14 @@ def test_arms_with_settings_of_ppo_are_else_those_that_they_are_compared_with() 
         assert dataclasses.replace(ARMS[name], ppo={}, main=True) == start
 
 
+def test_settings_of_ppo_for_reflect_are_those_of_all_arms_that_start_from_it() -> None:
+    found, same = arms_around(BC, memory=4, reflect_ppo={"learning_rate": 1e-4}), arms_around(BC, memory=4)
+    slower = {name for name, arm in found.items() if arm != same[name]}
+    assert slower == {"reflect", "reflect_frugal", "reflect_plain", "reflect_rehearsal"}
+    for name in slower:
+        assert found[name] == dataclasses.replace(same[name], ppo={"learning_rate": 1e-4, **same[name].ppo})
+
+
 def test_what_memory_is_worth_can_be_asked_where_there_is_any() -> None:
     for name in ("bc", "reflect"):
         assert ARMS[f"{name}_memoryless"] == dataclasses.replace(ARMS[name], memory=0, rl=False, main=False)

@@ -94,6 +94,26 @@ def test_cures_are_searched_for_each_arm(monkeypatch: pytest.MonkeyPatch, result
     assert not results.exists()
 
 
+def test_an_arm_begins_with_its_own_settings_and_leaves_the_rows_of_others(
+    monkeypatch: pytest.MonkeyPatch, results: Path
+) -> None:
+    reflect = Arm(ReflectionConfig(), memory=1, rl=True, ppo={"ent_coef": 0.003})
+    experiment = dataclasses.replace(TINY, arms={**TINY.arms, "reflect": reflect})
+    monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=experiment))  # type: ignore[arg-type]
+
+    def says(experiment: Experiment, rl: RL, seed: int, start: Any) -> dict[str, Any]:
+        return dict.fromkeys((*tune_rl.SETTINGS, *tune_rl.FACTS), 0.0) | {"ent_coef": rl.settings.get("ent_coef", 0.01)}
+
+    monkeypatch.setattr(tune_rl, "warm_start", lambda experiment, arm, seed: None)
+    monkeypatch.setattr(tune_rl, "curve", says)
+    tune_rl.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--arms", "reflect"])
+    for _ in range(2):  # a second time they are replaced
+        tune_rl.main()
+        found = [(row["arm"], float(row["ent_coef"])) for row in read_rows(results, kind="tuning")]
+        assert found == [("bc", 0.01)] * 7 + [("reflect", 0.003)] * 7
+
+
 def test_an_arm_without_a_warm_start(
     monkeypatch: pytest.MonkeyPatch, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
