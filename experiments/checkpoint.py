@@ -3,8 +3,8 @@
 A checkpoint is made between two updates, where no rollout is half done: weights, optimizers, the anchor, every
 generator of random numbers, counters; of PPO also episodes and what they remember, their statistics, and what the
 logger has still to say. (GRPO's attempts are over when an update is.) What follows from all of that is the same bit for
-bit, on the same machine and device. Plain arrays and JSON, through envs/storage.py: nothing is pickled, and a write
-that is cut off leaves the other file as it was.
+bit on the same machine's CPU, and on a GPU up to rounding. Plain arrays and JSON, through envs/storage.py: nothing is
+pickled, and a write that is cut off leaves the other file as it was.
 """
 
 import json
@@ -29,7 +29,7 @@ from headstart.learners import GRPO, PPO
 __all__ = ["Checkpoint", "HeldBack", "discard", "load", "restore", "save"]
 
 FILES = ("checkpoint0.npz", "checkpoint1.npz")
-KIND, SCHEMA = "checkpoint", 2
+KIND, SCHEMA = "checkpoint", 3
 
 Checkpoint = tuple[dict[str, NDArray], dict[str, Any]]
 """Arrays, and facts as JSON values; ``facts["kept"]`` is what `save` was given."""

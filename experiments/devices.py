@@ -118,9 +118,9 @@ class Pace:
 def estimate(way: Way, runs: Sequence[Run], processes: int) -> float:
     """Seconds that training would take, by a trial."""
     experiment = runs[0].experiment
-    arms = [experiment.arms[run.arm] for run in runs]
-    updates = sum(arm.learner.total_updates for arm in arms if arm.learner)
-    steps = sum(experiment.rl.steps for arm in arms if arm.rl)
+    arms = [(experiment.arms[run.arm], run.seed) for run in runs]
+    fits = {(arm.fit, seed): arm.learner.total_updates for arm, seed in arms if arm.learner}  # arms share them
+    updates, steps = sum(fits.values()), sum(experiment.rl.steps for arm, _ in arms if arm.rl)
     seeds = len({run.seed for run in runs})
     found = pace(experiment, way, seeds, min(processes, len(runs)), SECONDS)
     return updates / found.updates + steps / found.rl_steps

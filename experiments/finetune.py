@@ -4,6 +4,8 @@ A stage of pipeline.py that knows nothing of arms: it is handed a model, levels 
 """
 
 import copy
+import dataclasses
+import inspect
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +54,14 @@ class RL:
     def __post_init__(self) -> None:
         if self.algorithm not in ("ppo", "grpo"):
             raise UsageError(f"RL: the algorithm is {self.algorithm!r}. Choose 'ppo' or 'grpo'.")
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """All that it depends on, by name: the defaults of our PPO or GRPO too, which may be others one day."""
+        algorithm = PPO if self.algorithm == "ppo" else GRPOConfig
+        parameters = inspect.signature(algorithm).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY or self.algorithm == "grpo"}
+        return dataclasses.asdict(self) | {"settings": defaults | self.settings}
 
 
 def new_model(
@@ -171,24 +181,28 @@ def fine_tune(
         log(spent + rl_steps, {"eval/success_rate": rate, "eval/kl_to_start": kl})
         progress(min(1.0, rl_steps / rl.steps))
 
-    def between_updates(trained: PPO | GRPO) -> None:
+    def between_updates() -> None:
         """A point of the curve every ``eval_every`` steps, and checkpoints."""
         nonlocal updates
+        if signals.asked:  # whoever goes on measures the point that may be due
+            save()
+            signals.let_through()
         if trained.num_timesteps >= kept["due"]:
             measure(trained.num_timesteps)
             kept["due"] += rl.eval_every
-        if signals.asked or (updates and updates % CHECKPOINT_EVERY == 0):
-            log.events.flush()
-            checkpoint.save(directory, trained, {**kept, "rows": log.rows})
-        if signals.asked:
-            signals.let_through()
+        if updates and updates % CHECKPOINT_EVERY == 0:
+            save()
         updates += 1
+
+    def save() -> None:
+        log.events.flush()
+        checkpoint.save(directory, trained, {**kept, "rows": log.rows})
 
     class Between(BaseCallback):
         """Stable-Baselines3's way of saying it."""
 
         def _on_rollout_start(self) -> None:
-            between_updates(model)
+            between_updates()
 
         def _on_step(self) -> bool:
             return True
@@ -206,7 +220,7 @@ def fine_tune(
     updates = 0
     with checkpoint.HeldBack() as signals:
         if isinstance(trained, GRPO):
-            trained.learn(rl.steps, lambda: between_updates(trained))
+            trained.learn(rl.steps, between_updates)
             model.num_timesteps = trained.num_timesteps
         else:
             trained.learn(rl.steps - model.num_timesteps, callback=Between(), reset_num_timesteps=begun is None)

@@ -89,13 +89,13 @@ class Run:
     def config(self) -> dict[str, Any]:
         """What decides the result of this run: the other arms do not."""
         arm = self.experiment.arms[self.arm]
-        experiment = dataclasses.asdict(dataclasses.replace(self.experiment, arms={self.arm: arm}, rl=self.rl))
+        experiment = dataclasses.asdict(dataclasses.replace(self.experiment, arms={self.arm: arm}))
         learner = experiment.pop("arms")[self.arm]["learner"]
         if arm.learner is not None:
             learner = {type(arm.learner).__name__: learner}
-        rl = experiment.pop("rl")
+        del experiment["rl"]
         config = {**experiment, "arm": self.arm, "seed": self.seed, "learner": learner, "memory": arm.memory}
-        return {**config, "rl": rl} if arm.rl else config
+        return {**config, "rl": self.rl.decided} if arm.rl else config
 
 
 def run_arm(run: Run) -> dict[str, Any]:
@@ -143,17 +143,18 @@ def fit_together(runs: Sequence[Run], *, compiled: bool = False) -> list[BaseExc
     """
     torch.set_num_threads(1)
     first: dict[int, Run] = {}  # of each seed
-    for run in sorted(runs, key=_keeps_lessons, reverse=True):
+    for run in sorted(runs, key=lambda run: (_keeps_lessons(run), is_fitted(run)), reverse=True):
         first.setdefault(run.seed, run)
+    beside = sum(not is_fitted(run) for run in first.values()) - 1
 
     def fit(run: Run) -> None:
         with storage.lock(run.directory):
             _keep_config(run)
-            warm_start(run, _fresh(run), beside=len(first) - 1)
+            warm_start(run, _fresh(run), beside=beside)
 
     def outcome(run: Run) -> BaseException | None:
         try:
-            if failed[run.seed] is None and run is not first[run.seed]:
+            if failed[run.seed] is None and not is_fitted(run):
                 _take_over(run, first[run.seed])
         except Exception as error:
             return error
@@ -265,11 +266,11 @@ def warm_start(run: Run, model: PPO, *, beside: int = 0) -> dict[str, int]:
         arrays = {**{f"obs_{name}": value for name, value in obs.items()}, "label": label, "weight": weight}
         storage.save_arrays(run.directory / "lessons.npz", arrays, kind="lessons", schema=SCHEMA)
     log.close()
+    taken = {"warm_start": round(time.monotonic() - started, 1), "beside": beside}  # branches and practice included
+    storage.save_json(run.directory / "timing.json", taken, kind="timing", schema=SCHEMA)
     write_rows(run.directory / "metrics.csv", log.rows, kind="metrics")
     save_policy(model, weights)
     storage.save_json(cost_path, {**cost, "demos": key}, kind="fit", schema=SCHEMA)
-    taken = {"warm_start": round(time.monotonic() - started, 1), "beside": beside}  # branches and practice included
-    storage.save_json(run.directory / "timing.json", taken, kind="timing", schema=SCHEMA)
     return cost
 
 

@@ -55,13 +55,13 @@ def run_all(
 
 
 def _to_be_fitted(runs: list[Run], together: bool) -> list[list[Run]]:
-    """Runs that have the same fit before them, or the same but for its seed."""
+    """Runs that have the same fit, or the same but for its seed, where any of them has it still before it."""
     groups: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
         arm = run.experiment.arms[run.arm]
-        if arm.learner is not None and not is_fitted(run):
+        if arm.learner is not None:
             groups[arm.fit, None if together else run.seed].append(run)
-    return [group for group in groups.values() if len(group) > 1]
+    return [group for group in groups.values() if len(group) > 1 and not all(map(is_fitted, group))]
 
 
 def levels(experiment: Experiment) -> None:
@@ -140,7 +140,7 @@ def _line(summary: dict[str, Any], elapsed: float) -> str:
         f"success {summary['success_sampled']:.1%} sampled, {summary['success_greedy']:.1%} greedy"
     )
     if summary["rl_steps"]:
-        text += f"; after {summary['rl_steps']:,} steps of PPO {summary['rl_success_sampled']:.1%}"
+        text += f"; after {summary['rl_steps']:,} steps of RL {summary['rl_success_sampled']:.1%}"
     return text
 
 

@@ -46,6 +46,7 @@ DRAWS = SEEDS[:2]
 SETTINGS = ("n_envs", "n_steps", "batch_size", "n_epochs", "learning_rate")
 SETTINGS += ("kl_coef", "critic_updates", "actor_warm_up", "ent_coef", "gae_lambda")  # --cures
 FACTS = ("rl_steps", "rl_start", "rl_area", "rl_minimum", "rl_end")  # of a curve, as curves.py says them
+COLUMNS = {"arm", "demos", *SETTINGS, *FACTS}
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,8 @@ def main() -> None:
             print(f"{name}: fine-tuning", flush=True)
             path = RESULTS / name / ("cures.csv" if options.cures else "rl.csv")
             before = read_rows(path, kind="tuning") if path.exists() else []
+            if any({*row} != COLUMNS for row in before):
+                parser.error(f"{path} has other columns than this search: move it away.")
             kept = [row for row in before if row["arm"] not in options.arms]
             rows = [row for arm in options.arms for row in search(experiment, arm, pool, cures=options.cures)]
             path.parent.mkdir(parents=True, exist_ok=True)

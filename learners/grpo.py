@@ -99,6 +99,9 @@ class GRPO:
         self.policy, self.env, self.config, self.log = policy, env, config or GRPOConfig(), log
         if self.config.group < 2:
             raise UsageError(f"GRPO: group={self.config.group}, but one attempt cannot be compared. Use two or more.")
+        for name in ("states", "epochs", "batch_size"):
+            if getattr(self.config, name) < 1:
+                raise UsageError(f"GRPO: {name}={getattr(self.config, name)}. Use one or more.")
         self.rng, self.generator = np.random.default_rng([seed, 0x62]), torch.Generator().manual_seed(seed)
         self.anchor = copy.deepcopy(policy).requires_grad_(False)
         self.optimizer = torch.optim.Adam(policy.actor_parameters(), lr=self.config.learning_rate, eps=1e-5)

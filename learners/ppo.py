@@ -17,8 +17,8 @@ A warm-started policy meets a critic that knows nothing; its noise alone undoes 
     9. rehearsal      cross-entropy on what was to be done in some states, its weight decaying: on the demonstrations
                       (DAPG, arXiv 1709.10087), or on the labels that judges have given
 
-A policy without a warm start is trained as Stable-Baselines3 would: cures wait for ``policy.warm_start``, which
-learners set. ``plain`` trains any policy like that, for comparison.
+A policy without a warm start is trained as Stable-Baselines3 would: cures and warm-up wait for ``policy.warm_start``,
+which learners set. ``plain`` trains any policy like that, and without 7 to 9 too, for comparison.
 
 Legend: S steps of a rollout, N episodes in lockstep, B states in a batch, F bytes of a frame.
 """
@@ -81,9 +81,10 @@ class PPO(StablePPO):
     One update for the critic alone, no warm-up and a loose KL are what bc's warm start fared best with on MultiRoom and
     DoorKey, up to noise (experiments/results/NAME/cures.csv).
 
-    A second call of `learn` goes on from the first: weights that have faded do not come back. A saved model has its
-    anchor with it: one that is loaded goes on where it was. ``auxiliary`` and ``lessons`` are not in the file and are
-    to be set again. (Stable-Baselines3 unpickles what it loads: load only what you trust.)
+    A second call of `learn` goes on from the first: "training" is the first call's number of steps, and weights
+    that have faded do not come back. A saved model has its anchor with it: one that is loaded goes on where it was.
+    ``auxiliary`` and ``lessons`` are not in the file and are to be set again. (Stable-Baselines3 unpickles what it
+    loads: load only what you trust.)
     """
 
     policy: HeadstartPolicy  # type: ignore[assignment]  # always this one
@@ -94,6 +95,7 @@ class PPO(StablePPO):
         "_critic_only",
         "_actor_updates",
         "_actor_steps",
+        "_fading",
         "actor_started_at",
         "anchored",
     )
@@ -131,11 +133,9 @@ class PPO(StablePPO):
         self.auxiliary_optimizer: torch.optim.Optimizer | None = None
         self.lessons: Lessons | None = None
         self.warm_start_policy: HeadstartPolicy | None = None
-        self.actor_started_at: int | None = None  # environment steps
-        self._actor_steps = 0  # since then, in this and in earlier calls of learn
         self.anchored = False
         self._fitted_by: str | None = None  # policy.warm_start as it was saved
-        self._critic_only = self._actor_updates = 0
+        self._start_over()
         self._rollout, self._rewarded = _Rollout(), False
         if settings.get("clip_range_vf") is not None:
             raise UsageError("PPO: clip_range_vf is not supported. Leave it out.")
@@ -157,6 +157,12 @@ class PPO(StablePPO):
         if self.anchored:  # a saved model, whose weights come in a moment
             self.set_anchor()
 
+    def _start_over(self) -> None:
+        self.actor_started_at: int | None = None  # environment steps
+        self._actor_steps = 0  # since then, in this and in earlier calls of learn
+        self._critic_only = self._actor_updates = 0
+        self._fading: int | None = None  # environment steps that shares of training are of
+
     def set_anchor(self) -> None:
         """Remember the policy as it is now as the one not to be left too fast."""
         self.warm_start_policy = copy.deepcopy(self.policy).requires_grad_(False)
@@ -172,6 +178,7 @@ class PPO(StablePPO):
             for parameter in self.policy.value_net.parameters():
                 nn.init.zeros_(parameter)
             self.set_anchor()
+            self._start_over()  # whatever it learned before it was fitted
         if self.auxiliary_coef and self.auxiliary is None:
             raise UsageError("PPO: auxiliary_coef is set, but no loss. Call model.set_auxiliary(IWM(model.policy)).")
         if self.rehearsal_coef:
@@ -183,7 +190,9 @@ class PPO(StablePPO):
             obs, target, weight = self.lessons
             numbers = as_tensors({"target": target, "weight": weight}, self.device)
             self._lessons = as_tensors(obs, self.device), numbers["target"], numbers["weight"]
-        return super()._setup_learn(*args, **kwargs)
+        ready = super()._setup_learn(*args, **kwargs)
+        self._fading = self._fading or self._total_timesteps
+        return ready
 
     def _excluded_save_params(self) -> list[str]:
         ours = ["warm_start_policy", "auxiliary", "auxiliary_optimizer", "lessons", "_lessons", "_rollout"]
@@ -260,7 +269,8 @@ class PPO(StablePPO):
 
     def _left(self, share: float) -> float:
         """What is left of a weight that falls in a line to zero over a share of training, from the actor's start on."""
-        return max(0.0, 1 - self._actor_steps / (share * self._total_timesteps)) if share > 0 else 0.0
+        assert self._fading is not None
+        return max(0.0, 1 - self._actor_steps / (share * self._fading)) if share > 0 else 0.0
 
     def _set_learning_rates(self, critic_only: bool) -> None:
         rate = self.lr_schedule(self._current_progress_remaining)
@@ -331,7 +341,7 @@ class PPO(StablePPO):
     def _rehearsal_loss(self) -> Tensor:
         """Cross-entropy of a random batch of the lessons."""
         obs, target, weight = self._lessons
-        i = torch.randint(len(target), (min(len(target), self.batch_size // 4),), device=target.device)
+        i = torch.randint(len(target), (min(len(target), max(1, self.batch_size // 4)),), device=target.device)
         logits = self.policy.logits({name: value[i] for name, value in obs.items()})
         return soft_cross_entropy(logits, target[i], weight=weight[i])
 
@@ -339,7 +349,7 @@ class PPO(StablePPO):
         """Of a random batch of the rollout's own steps."""
         assert self.auxiliary is not None
         obs, action, future = seen
-        i = torch.randint(len(action), (self.batch_size // 4,), device=action.device)
+        i = torch.randint(len(action), (max(1, self.batch_size // 4),), device=action.device)
         return self.auxiliary.loss({name: value[i] for name, value in obs.items()}, action[i], future[i])
 
     def _seen(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -4,8 +4,9 @@ Legend: N frames, F bytes of a frame (MiniGrid: 49 packed cells of the 7 x 7 vie
 E pairs of frames before and after an action, L words of a mission, D width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -62,9 +63,13 @@ def row_keys(rows: Tensor) -> Tensor:
     It is a 64-bit sum of random odd multiples: sorting or looking up one number a row is much cheaper than comparing
     rows, and the chance that two of a million share a number is about 1e-7.
     """
+    return (rows.long() * _odd_numbers(rows.shape[1], rows.device)).sum(1)
+
+
+@cache
+def _odd_numbers(n: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0x5EED)
-    odd = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator) * 2 + 1
-    return (rows.long() * odd.to(rows.device)).sum(1)
+    return (torch.randint(-(2**62), 2**62, (n,), generator=generator) * 2 + 1).to(device)
 
 
 _every_row = False
@@ -96,6 +101,10 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[first], place
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+
+
 class Memo:
     """What has been computed of rows, so that nothing is computed twice while weights stay as they are.
 
@@ -105,21 +114,16 @@ class Memo:
 
     def __init__(self, limit: int = 2**15):
         self.limit = limit
-        self.weights: Tensor | None = None
+        self.weights: list[Tensor] = []
         self.kept: dict[str, tuple[dict[int, int], Tables]] = {}  # of each thing: a row's key -> its place; the tables
 
     def __deepcopy__(self, copies: dict) -> None:
         return None
 
-    def computed_with(self, weights: Tensor) -> None:
+    def computed_with(self, weights: Sequence[Tensor]) -> None:
         """Forget everything, if it was computed with others."""
-        before = self.weights
-        if before is None or before.dtype != weights.dtype or before.device != weights.device:
-            same = False
-        else:
-            same = torch.equal(before, weights)
-        if not same:
-            self.weights, self.kept = weights, {}
+        if len(weights) != len(self.weights) or not all(map(_same, weights, self.weights)):
+            self.weights, self.kept = [weight.detach().clone() for weight in weights], {}
 
     def __call__(self, what: str, rows: Tensor, compute: Callable[[Tensor], Tables]) -> tuple[Tables, Tensor]:
         """Tables, one for each result of ``compute``, and the place (N,) of each of the rows (N, F) in them."""

@@ -213,7 +213,7 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         When it is entered with other weights of the trunk than before, ``memo`` starts over.
         """
         extractor: Any = self.features_extractor
-        memo.computed_with(nn.utils.parameters_to_vector(extractor.parameters()).detach())
+        memo.computed_with(list(extractor.parameters()))
         outer, extractor.memo = extractor.memo, memo
         try:
             yield

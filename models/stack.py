@@ -42,8 +42,9 @@ class _Networks(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(stage.modules)
         self.loss = stage.loss
-        trained = {id(parameter) for parameter in stage.parameters}
+        trained = {id(parameter) for parameter in stage.parameters if parameter.requires_grad}
         self.trained = {name: value for name, value in self.named_parameters() if id(value) in trained}
+        self.fixed = {name: value for name, value in self.named_parameters() if id(value) not in trained}
 
     def forward(self, *batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return self.loss(*batch)
@@ -60,9 +61,13 @@ def train_stacked(stages: Sequence[Stage], *, compiled: bool = False) -> list[Ou
         name: torch.stack([net.trained[name].detach() for net in nets]).requires_grad_() for name in nets[0].trained
     }
 
-    def loss_of_one(weights: dict[str, Tensor], batch: tuple[Any, ...]) -> tuple[Tensor, tuple[Tensor, dict]]:
+    fixed = {name: torch.stack([net.fixed[name].detach() for net in nets]) for name in nets[0].fixed}
+
+    def loss_of_one(
+        weights: dict[str, Tensor], fixed: dict[str, Tensor], batch: tuple[Any, ...]
+    ) -> tuple[Tensor, tuple[Tensor, dict]]:
         # Actor and critic share one trunk, a module with several names: tying would swap it twice and restore it once.
-        loss, metrics = functional_call(nets[0], weights, batch, tie_weights=False)
+        loss, metrics = functional_call(nets[0], weights | fixed, batch, tie_weights=False)
         return loss, (loss.detach(), metrics)
 
     gradients = vmap(grad(loss_of_one, has_aux=True), randomness="different")
@@ -82,7 +87,9 @@ def train_stacked(stages: Sequence[Stage], *, compiled: bool = False) -> list[Ou
             batches = [stage.draw() for stage in stages]
             batch = pytree.tree_map(lambda *parts: torch.stack(parts), *batches)
             with every_row(), sdpa_kernel(SDPBackend.MATH):  # vmap knows the parts of attention, and not the whole
-                found, (loss, metrics) = gradients({name: value.detach() for name, value in weights.items()}, batch)
+                found, (loss, metrics) = gradients(
+                    {name: value.detach() for name, value in weights.items()}, fixed, batch
+                )
             losses.append(loss)
             for name, value in weights.items():
                 value.grad = found[name]

@@ -100,7 +100,8 @@ def as_numbers(metrics: Metrics) -> dict[str, float]:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Torch's own random numbers, of first weights and dropout, are those of ``seed``; afterwards, the user's again."""
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # or forking would start CUDA
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
 

@@ -72,6 +72,13 @@ def test_the_fastest_is_taken(
     assert ("NVIDIA X1" in choice.why) == (best != CPU)
 
 
+def test_a_fit_that_arms_share_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = dataclasses.replace(TINY.arms["bc"], ppo={"plain": True})
+    more = dataclasses.replace(EXPERIMENT, arms={"bc": TINY.arms["bc"], "bc_plain": plain})
+    monkeypatch.setattr(devices, "pace", lambda *arguments: Pace(1, float("inf")))
+    assert devices.estimate(CPU, [Run(more, arm, seed, tmp_path) for arm in more.arms for seed in (0, 1)], 2) == 6
+
+
 def test_a_device_that_fails_is_not_taken(tmp_path: Path, cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def pace(experiment: object, way: Way, *rest: object) -> Pace:
         if way == CPU:

@@ -1,6 +1,7 @@
 """The pipeline: same seed, same bytes; killed anywhere, it goes on to the same bytes; no reward is read before RL."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from headstart.experiments.experiment import RL, Experiment
 from headstart.experiments.pipeline import Run, demonstrate, fit_together, run_arm
 from headstart.experiments.pool import run_all
 from headstart.experiments.runlog import read_rows
-from headstart.learners import PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners import PPO, BCConfig, GRPOConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
 
 BC = BCConfig(updates=6, batch_size=8)
 IWM = IWMConfig(updates=4, batch_size=8, horizon=2, bc=BC)
@@ -678,6 +679,34 @@ def test_arms_that_share_a_learner_share_its_fit(monkeypatch: pytest.MonkeyPatch
     timing = storage.load_json(there / "plain" / "seed0" / "timing.json", kind="timing", schema=1)
     assert timing["of"] == "rehearsal"
     assert not pool._to_be_fitted(runs, together=False)
+
+
+def test_a_fit_that_is_there_is_shared_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of an earlier command, which had fewer arms."""
+    start = TINY.arms["reflect"]
+    run(tmp_path, "reflect")
+    some = changed(arms={"reflect": start, "plain": dataclasses.replace(start, ppo={"plain": True})})
+    runs = [Run(some, name, 0, tmp_path) for name in some.arms]
+    (group,) = pool._to_be_fitted(runs, together=False)
+    monkeypatch.delattr(Reflection, "fit")
+    assert fit_together(group) == [None, None]
+    one, other = (storage.digest(one.directory / "warm_start.safetensors") for one in runs)
+    assert one == other
+
+
+def test_defaults_of_ppo_are_a_part_of_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run that was begun with others does not go on with those of today."""
+    ran = Run(TINY, "bc", 0, tmp_path)
+    settings = ran.config["rl"]["settings"]
+    assert settings["kl_coef"] == inspect.signature(PPO).parameters["kl_coef"].default
+    assert settings | TINY.rl.settings == settings
+    assert not {"policy", "env"} & settings.keys()
+    pipeline._keep_config(ran)
+    monkeypatch.setitem(PPO.__init__.__kwdefaults__, "kl_coef", 0.7)
+    with pytest.raises(UsageError, match=r"rl\.settings\.kl_coef: 0\.1 -> 0\.7"):
+        pipeline._keep_config(ran)
+    grpo = Run(dataclasses.replace(TINY, rl=RL(algorithm="grpo", settings={"group": 4})), "bc", 0, tmp_path)
+    assert grpo.config["rl"]["settings"] == dataclasses.asdict(GRPOConfig(group=4))
 
 
 def test_what_fails_in_a_shared_fit_fails_all_that_share_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from headstart.envs.levels import level_hash
 from headstart.experiments import tune_rl
 from headstart.experiments.arms import Arm
 from headstart.experiments.experiment import RL, Experiment
-from headstart.experiments.runlog import read_rows
+from headstart.experiments.runlog import read_rows, write_rows
 from headstart.learners import ReflectionConfig
 
 TINY = dataclasses.replace(
@@ -112,6 +112,14 @@ def test_an_arm_begins_with_its_own_settings_and_leaves_the_rows_of_others(
         tune_rl.main()
         found = [(row["arm"], float(row["ent_coef"])) for row in read_rows(results, kind="tuning")]
         assert found == [("bc", 0.01)] * 7 + [("reflect", 0.003)] * 7
+
+
+def test_rows_of_another_kind_are_refused_before_the_search(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results.parent.mkdir()
+    write_rows(results, [{"demos": 2, "rl_area": 0.5}], kind="tuning")
+    with pytest.raises(SystemExit, match="2"):
+        tune_rl.main()
+    assert f"{results} has other columns" in capsys.readouterr().err
 
 
 def test_an_arm_without_a_warm_start(

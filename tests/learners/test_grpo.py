@@ -145,6 +145,12 @@ def test_one_attempt_is_no_group(policy: HeadstartPolicy, env: HeadstartVecEnv) 
         GRPO(policy, env, GRPOConfig(group=1))
 
 
+@pytest.mark.parametrize("name", ["states", "epochs", "batch_size"])
+def test_nothing_to_learn_from(policy: HeadstartPolicy, env: HeadstartVecEnv, name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}=0"):
+        GRPO(policy, env, GRPOConfig(**{name: 0}))
+
+
 def test_a_loss_that_is_no_number_is_an_error(policy: HeadstartPolicy, env: HeadstartVecEnv) -> None:
     grpo, obs = GRPO(policy, env), env.reset()
     nothing = np.full(8, np.nan, np.float32)

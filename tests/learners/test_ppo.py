@@ -198,12 +198,27 @@ def test_the_anchor_is_let_go_from_the_actors_start_on(made: Callable[..., PPO],
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_what_has_been_let_go_stays_let_go(made: Callable[..., PPO], reset: bool) -> None:
-    """In another call of `learn`, whatever that does to the number of steps."""
-    model, weight = made(critic_updates=0, kl_coef=0.8, kl_decay=1.0), []
+    """In another call of `learn`, however long that is and whatever it does to the number of steps."""
+    model, weight = made(critic_updates=0, kl_coef=0.8, kl_decay=2.0), []
     watch = Watch(after=lambda: weight.append(model.kl_coef * model._left(model.kl_decay)))
     model.learn(2 * ROLLOUT, callback=watch)
-    model.learn(2 * ROLLOUT, callback=watch, reset_num_timesteps=reset)
-    assert weight == pytest.approx([0.8, 0.4, 0.0, 0.0] if reset else [0.8, 0.4, 0.4, 0.2])
+    model.learn(4 * ROLLOUT, callback=watch, reset_num_timesteps=reset)
+    assert weight == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0, 0.0])
+
+
+def test_what_learned_before_it_was_fitted_has_all_cures_from_then_on(made: Callable[..., PPO], demos: Demos) -> None:
+    model, said = made(warm=False, critic_updates=1, kl_coef=0.8, kl_decay=1.0), []
+    train = model.train
+
+    def watched() -> None:
+        train()
+        said.append([model.logger.name_to_value[f"rl/{name}"] for name in ("critic_only", "kl_coef")])
+
+    model.train = watched  # type: ignore[method-assign]
+    model.learn(3 * ROLLOUT)
+    BC(model.policy, BCConfig(updates=2)).fit(demos)
+    model.learn(3 * ROLLOUT)
+    assert said == [[0, 0.0]] * 3 + [[1, 0.8], [0, 0.8], [0, pytest.approx(0.8 * 2 / 3)]]
 
 
 def test_an_anchor_of_no_duration_holds_nothing(made: Callable[..., PPO]) -> None:
@@ -400,6 +415,14 @@ def test_rehearsal_keeps_what_the_expert_did(made: Callable[..., PPO], demos: De
 def test_a_setting_that_would_have_no_effect_is_refused(made: Callable[..., PPO]) -> None:
     with pytest.raises(UsageError, match="clip_range_vf"):
         made(clip_range_vf=0.2)
+
+
+def test_a_batch_of_a_few_rehearses_and_predicts_too(made: Callable[..., PPO], demos: Demos) -> None:
+    model = made(batch_size=2, n_epochs=1, critic_updates=0, rehearsal_coef=1.0, auxiliary_coef=1.0)
+    model.lessons = imitation_targets(model.policy, demos, mirror=False)
+    model.set_auxiliary(IWM(model.policy))
+    model.learn(ROLLOUT)
+    assert np.isfinite(model.logger.name_to_value["rl/rehearsal_loss"])
 
 
 @pytest.mark.parametrize("setting", ["auxiliary_coef", "rehearsal_coef"])

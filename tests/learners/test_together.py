@@ -1,19 +1,24 @@
 """Every learner, fitted to three seeds as one, comes out as it would three times alone."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from small import fresh_model, shortened
 
+from headstart.envs import demonstrate
 from headstart.envs.collect import branch, collect_demos
-from headstart.envs.vector import make_vec_env
+from headstart.envs.transitions import Demos
+from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import LEARNERS, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig
 from headstart.models.stack import Together
 
+World = Callable[[int, Path], tuple[Demos, HeadstartVecEnv]]
 ENV_ID = "Headstart-Fetch-8x8-N3-v0"  # with missions that differ
 BC = BCConfig(updates=2, batch_size=8, hidden_actions=0.1)  # rounding grows with every update
 REFLECT = ReflectionConfig(
@@ -32,13 +37,25 @@ VARIANTS = {config.__name__: shortened(config, BC, REFLECT) for config in LEARNE
 }
 
 
-def fits(config: Any, cache: Path, device: str) -> tuple[list[Any], list[Any]]:
+def grid(seed: int, cache: Path) -> tuple[Demos, HeadstartVecEnv]:
+    env = make_vec_env(ENV_ID, 4, seed=0, history=6, n_levels=64, cache=cache)
+    return collect_demos(ENV_ID, 4, seed=seed, history=6, cache=cache), env
+
+
+def numbers(seed: int, cache: Path) -> tuple[Demos, HeadstartVecEnv]:
+    """Whose means and scales are those of a seed's own demonstrations, and not trained."""
+    make_env = lambda: gymnasium.make("Acrobot-v1", max_episode_steps=12)  # noqa: E731
+    expert = lambda obs: 2 if obs[5] > 0 else 0  # noqa: E731
+    demos = demonstrate(make_env, expert, 4, seed=seed, success=lambda end: True)
+    return demos, make_vec_env(demos, 4)
+
+
+def fits(config: Any, cache: Path, device: str, world: World = grid) -> tuple[list[Any], list[Any]]:
     """Policies of three seeds, and what fits each to demonstrations of its own when it is called."""
     policies, work = [], []
     for seed in range(3):
-        demos = collect_demos(ENV_ID, 4, seed=seed, history=6, cache=cache)
+        demos, env = world(seed, cache)
         branches = branch(demos, horizon=4, rng=np.random.default_rng(1))
-        env = make_vec_env(ENV_ID, 4, seed=0, history=6, n_levels=64, cache=cache)
         policy = fresh_model(env, device=device).policy
         learner = LEARNERS[type(config)](policy, config, seed=seed)
         policies.append((policy, demos))
@@ -50,13 +67,13 @@ NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch find
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_CUDA)])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_learners_agree(name: str, device: str, cache: Path) -> None:
-    policies, work = fits(VARIANTS[name], cache, device)
+@pytest.mark.parametrize(("world", "name"), [*((grid, name) for name in VARIANTS), (numbers, "IWMReflectConfig")])
+def test_learners_agree(world: World, name: str, device: str, cache: Path) -> None:
+    policies, work = fits(VARIANTS[name], cache, device, world)
     alone = [fit() for fit in work]
-    stacked, work = fits(VARIANTS[name], cache, device)
+    stacked, work = fits(VARIANTS[name], cache, device, world)
     together = Together().fit(work)
-    fresh, _ = fits(VARIANTS[name], cache, device)
+    fresh, _ = fits(VARIANTS[name], cache, device, world)
     for one, other, (policy, demos), (like, _), (before, _) in zip(
         alone, together, policies, stacked, fresh, strict=True
     ):

@@ -1,5 +1,7 @@
 """Fits that are trained as one come out as they would one by one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,28 @@ def test_they_agree_with_fits_one_by_one() -> None:
         assert isinstance(outcome, dict)
         assert outcome["loss"] == pytest.approx(expected["loss"], rel=1e-3, abs=1e-6)
     assert not torch.allclose(stacked[0][0].weight, linear_fit(0)[0].weight, atol=0.1)  # something was learned
+
+
+def test_what_is_not_trained_is_each_networks_own_and_stays() -> None:
+    """Such as the means and scales by which numbers of observations are standardised."""
+
+    def fit(seed: int) -> tuple[nn.Module, Stage]:
+        net, stage = linear_fit(seed)
+        net.offset = nn.Parameter(torch.full((2,), float(seed)), requires_grad=False)
+
+        def loss(x: Tensor) -> tuple[Tensor, Metrics]:
+            error = ((net(x) + net.offset) ** 2).mean()
+            return error, {"loss": error.detach()}
+
+        return net, dataclasses.replace(stage, parameters=[*net.parameters()], loss=loss)
+
+    alone, stacked = [fit(seed) for seed in (1, 5)], [fit(seed) for seed in (1, 5)]
+    for _, stage in alone:
+        train(stage)
+    Together().fit([lambda stage=stage: train(stage) for _, stage in stacked])
+    for seed, (one, _), (other, _) in zip((1, 5), alone, stacked, strict=True):
+        assert (other.offset == seed).all()
+        torch.testing.assert_close(other.state_dict(), one.state_dict(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_networks_can_be_used_afterwards() -> None:
