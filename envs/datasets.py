@@ -22,7 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from headstart.envs import collect
-from headstart.envs.episode import Episode, ForkMode, MakeEnv, Success, close, env_name, make, make_new
+from headstart.envs.episode import Episode, ForkMode, MakeEnv, Outcome, Success, close, env_name, make, make_new
 from headstart.envs.errors import DataError, EnvironmentFailed, HeadstartError, UsageError
 from headstart.envs.fork import succeeded
 from headstart.envs.frames import FrameReader
@@ -94,7 +94,9 @@ def demonstrate(
                     f"{name}: the policy gave {action!r}, which is none of {space}, for demonstration {len(kept)}, "
                     f"{episode.where()}. Give actions of that space."
                 )
-            episode.step(action)
+            episode.step(int(action) if isinstance(space, spaces.Discrete) else action)
+        if not kept and not dropped:
+            _try(success, episode)
         if only_successes and not succeeded(episode, success):
             dropped += 1
         else:
@@ -114,6 +116,19 @@ def demonstrate(
     lengths = [len(episode.actions) for episode in kept]
     seeds = np.array([episode.seed for episode in kept])
     return _of_task(task, seeds, taken, lengths, history, dropped)
+
+
+def _try(success: Success | None, episode: Episode) -> None:
+    """Say now that ``success`` cannot be asked, rather than when RL has begun. No reward is read for it."""
+    outcome = Outcome(0.0, 0.0, len(episode.actions), episode.terminated, episode.info)
+    try:
+        bool(success and success(outcome))
+    except Exception as error:
+        fields = ", ".join(Outcome._fields)
+        raise UsageError(
+            f"{episode.name}: success raised {type(error).__name__}: {error} when it was asked about an ended episode. "
+            f"It is given an Outcome, which has {fields}."
+        ) from error
 
 
 def _actor(policy: Callable[[Any], Any] | Predicts) -> Callable[[Any], Any]:

@@ -128,6 +128,11 @@ class Episode:
 
 def make(make_env: MakeEnv) -> gymnasium.Env:
     """The environment that `make_env()` makes. Raises EnvironmentFailed or UsageError if it makes none."""
+    if not callable(make_env):
+        kind = f"is the id {make_env!r}" if isinstance(make_env, str) else f"is a {type(make_env).__name__}"
+        raise UsageError(
+            f"make_env {kind}. Give a function that makes a new environment, such as lambda: gymnasium.make(...)."
+        )
     try:
         env = make_env()
     except (Exception, SystemExit) as error:

@@ -148,7 +148,7 @@ def _refusal(env: gymnasium.Env, why: str) -> UsageError:
     name = env.spec.id if env.spec else type(env.unwrapped).__name__
     return UsageError(
         f"{name}: the compiled engine cannot run this environment: {why}. "
-        "Use the Python environment and fork that (headstart.envs.fork)."
+        "Use demonstrate(make_env, expert, ...) and make_vec_env(demos): they fork it in Python."
     )
 
 

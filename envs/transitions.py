@@ -67,6 +67,9 @@ class Demos:
     def __len__(self) -> int:
         return len(self.action)
 
+    def __repr__(self) -> str:
+        return f"Demos({self.env_id}: {len(self.length)} episodes, {len(self)} states)"
+
     @property
     def history(self) -> int:
         return self.obs["frames"].shape[1] - 1
@@ -145,6 +148,10 @@ class Branches:
 
     def __len__(self) -> int:
         return len(self.action)
+
+    def __repr__(self) -> str:
+        n, a, h = self.action.shape
+        return f"Branches({n} states, {a} actions, {h} steps; {self.env_steps} environment steps)"
 
     def take(self, index: NDArray[np.int64]) -> "Branches":
         """The branches of the states at ``index``; ``env_steps`` stays what all of them have cost."""

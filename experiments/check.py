@@ -4,7 +4,7 @@
       observations  Discrete(500): frames of 2 bytes
       actions       Discrete(6): 6 branches from every state
       episode       200 random actions: all that was shown can be read
-      engine        no. Taxi-v4: the compiled engine cannot run this environment: ...
+      engine        no, it is for MiniGrid and BabyAI: this is forked in Python
       step limit    200
       repeats       yes: 5 episodes of random actions, played twice, were the same (rewards too)
       fork          by pickle, the fastest way that was exact from 15 states ...
@@ -26,6 +26,7 @@ import gymnasium
 import minigrid.envs  # noqa: F401  registers the ids
 import numpy as np
 from gymnasium import spaces
+from minigrid.minigrid_env import MiniGridEnv
 
 from headstart.envs import levels
 from headstart.envs.collect import branch
@@ -66,7 +67,7 @@ def check(target: str) -> int:
         return error.exit_code
     _report_fork(fork)
     if exit_code == 0:
-        _report_next(target, env, fork.mode, compiled, limited)
+        _report_next(target, fork.mode, compiled, limited)
     return exit_code
 
 
@@ -189,6 +190,9 @@ def _short(space: gymnasium.Space) -> str:
 
 
 def _report_engine(env: gymnasium.Env) -> bool:
+    if not isinstance(env.unwrapped, MiniGridEnv):
+        _line("engine", "no, it is for MiniGrid and BabyAI: this is forked in Python")
+        return False
     try:
         row = levels.import_level(env)
     except UsageError as error:
@@ -214,32 +218,23 @@ def _report_fork(fork: ForkReport) -> None:
             _line("", f"{mode:<9} exact, {fork.branches_per_second[mode]:,.0f} branches a second")
 
 
-def _report_next(target: str, env: gymnasium.Env, mode: str, compiled: bool, limited: bool) -> None:
+def _report_next(target: str, mode: str, compiled: bool, limited: bool) -> None:
     """A few lines of Python that run as they are printed, but for the policy that only the user can give."""
-    if isinstance(env.action_space, spaces.Box):
-        horizon = "" if limited else ", horizon=200"
-        code = [
-            "from headstart.envs import branch, demonstrate",
-            "from headstart.experiments.check import load_target",
-            f'make_env = load_target("{target}")',
-            f'demos = demonstrate(make_env, policy, episodes=10, mode="{mode}"{horizon})  # policy: obs -> action',
-            "branches = branch(demos)",
-        ]
-        _line("next", "\n".join(code))
-        return
     if compiled and not _names_function(target):
         code = [
             "from headstart.envs.banks import bank",
             "from headstart.envs.simulator import GridStates, Simulator",
             f'states = GridStates.of(bank("{target}", "train", 1000))',
+            "simulator = Simulator(states, history=4, horizon=200)",
         ]
     else:
+        horizon = "" if limited else ", horizon=200"
         code = [
-            "from headstart.envs.fork import CopiedStates",
-            "from headstart.envs.simulator import Simulator",
+            *["# gymnasium.register() it: an environment that has an id can be run by the engine"][: int(compiled)],
+            "from headstart.envs import branch, demonstrate, make_vec_env",
             "from headstart.experiments.check import load_target",
-            f'states = CopiedStates(load_target("{target}"), seeds=range(64), mode="{mode}")',
+            f'make_env = load_target("{target}")',
+            f'demos = demonstrate(make_env, policy, episodes=10, mode="{mode}"{horizon})  # policy: obs -> action',
+            "branches, env = branch(demos), make_vec_env(demos)",
         ]
-        if compiled:
-            code.insert(0, "# gymnasium.register() it: an environment that has an id can be run by the engine")
-    _line("next", "\n".join([*code, "simulator = Simulator(states, history=4, horizon=200)"]))
+    _line("next", "\n".join(code))

@@ -57,7 +57,9 @@ class Run:
 
     env: Annotated[Positional[str], arg(metavar="ENV")]
     """Name of the environment, as `headstart list` shows it."""
-    arms: Annotated[tuple[str, ...], arg(metavar="[ARM ...]", help_behavior_hint="(default: the main ones)")] = ()
+    arms: Annotated[
+        tuple[str, ...] | None, arg(metavar="ARM [ARM ...]", help_behavior_hint="(default: the main ones)")
+    ] = None
     """Arms of the experiment to run, or all."""
     seed: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (0,)
     """Seeds to run, each with demonstrations of its own."""
@@ -129,6 +131,8 @@ class Run:
 
     def _check(self) -> None:
         _check_seeds(self.seed)
+        if self.arms == ():
+            raise UsageError("--arms: no arm is given. Give one or more, as in --arms bc reflect, or all.")
         if self.processes is not None and self.processes < 1:
             raise UsageError(f"--processes {self.processes}: at least one is needed.")
         if self.rl_steps is not None and self.rl_steps < 1:
@@ -138,7 +142,8 @@ class Run:
 
     def _changed(self, experiment: "Experiment") -> "Experiment":
         """A copy of the experiment with what the flags change."""
-        for name in self.arms:
+        chosen = self.arms or ()
+        for name in chosen:
             if name not in experiment.arms and name != "all":
                 raise UsageError(
                     f"--arms: {experiment.name} has no arm {name!r}.{_meant(name, experiment.arms)} "
@@ -148,7 +153,7 @@ class Run:
         arms = {
             name: arm
             for name, arm in experiment.arms.items()
-            if name in self.arms or "all" in self.arms or (arm.main and not self.arms)
+            if name in chosen or "all" in chosen or (arm.main and not chosen)
         }
         if self.no_rl:
             arms = {name: dataclasses.replace(arm, rl=False) for name, arm in arms.items()}
@@ -198,7 +203,7 @@ class Watch:
     """Show the traceback of an error."""
 
     def __call__(self) -> int:
-        _check_seeds((self.seed,))
+        _check_seeds((self.seed,), "Give one, as in --seed 0.")
         experiment = _with_demos(_experiment(self.env), self.demos)
         if self.arm not in experiment.arms:
             raise UsageError(
@@ -432,11 +437,11 @@ def _reader_has_gone() -> bool:
 
 
 # ---- parts of the verbs ----
-def _check_seeds(seeds: Sequence[int]) -> None:
+def _check_seeds(seeds: Sequence[int], meant: str = "Give one or more, as in --seed 0 1 2.") -> None:
     wrong = [seed for seed in seeds if not 0 <= seed < SEED_LIMIT]
     if wrong or not seeds:
         given = f"{wrong[0]} is not between 0 and {SEED_LIMIT - 1}" if wrong else "no seed is given"
-        raise UsageError(f"--seed: {given}. Give one or more, as in --seed 0 1 2.")
+        raise UsageError(f"--seed: {given}. {meant}")
 
 
 def _with_demos(experiment: "Experiment", demos: int | None) -> "Experiment":

@@ -9,6 +9,7 @@ A *summary* is the dictionary that a run leaves in summary.json; an *evaluation*
 evaluation_after_rl.json. Success is a share of levels between 0 and 1.
 """
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ class Runs:
 def read_runs(directory: Path) -> Runs:
     """Read what is finished in runs/<name>. Raises DataError for damaged files and for runs that do not compare."""
     if not directory.is_dir():
-        raise UsageError(f"{directory}: there is no such directory. Run `{_command(directory.name)}` first.")
+        raise UsageError(f"{directory}: there is no such directory. Run `{_command(directory)}` first.")
     summaries, evaluation, curves, unfinished = [], [], {}, []
     facts: dict[str, Any] = {}
     source: dict[str, Path] = {}
@@ -160,15 +161,21 @@ def read_runs(directory: Path) -> Runs:
     if not summaries:
         raise UsageError(
             f"{directory}: holds no finished run{_unfinished(unfinished)}. "
-            f"Type `{_command(directory.name)}`; it goes on where it was stopped."
+            f"Type `{_command(directory, unfinished)}`; it goes on where it was stopped."
         )
     return Runs(summaries, evaluation, curves, facts, unfinished)
 
 
-def _command(name: str) -> str:
-    """What makes runs/<name>; a name like fetch-128 is that of fetch with 128 demonstrations."""
-    env, _, demos = name.rpartition("-")
-    return f"headstart run {env} --demos {demos}" if env and demos.isdigit() else f"headstart run {name}"
+def _command(directory: Path, unfinished: Sequence[str] = ()) -> str:
+    """What makes a directory like runs/fetch, or runs/fetch-128, of fetch with 128 demonstrations; of all that it has
+    begun, if that is said as arm/seed.
+    """
+    env, _, demos = directory.name.rpartition("-")
+    command = ["headstart", "run", *([env, "--demos", demos] if env and demos.isdigit() else [directory.name])]
+    if unfinished:
+        arms, seeds = zip(*(name.split("/seed") for name in unfinished), strict=True)
+        command += ["--arms", *dict.fromkeys(arms), "--seed", *dict.fromkeys(seeds)]
+    return shlex.join([*command, *(["--out", str(directory.parent)] if directory.parent != Path("runs") else [])])
 
 
 def _evaluation(path: Path, summary: Summary) -> list[Row]:

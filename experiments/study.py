@@ -113,6 +113,12 @@ def study(directories: Iterable[Path]) -> Study:
             found.budgets.setdefault(env, {})[runs.facts["demos"]] = runs
         else:
             found.environments[env] = runs
+    if found.budgets and not found.environments:
+        env = next(iter(found.budgets))
+        raise UsageError(
+            f"Only runs of {env} with another number of demonstrations are finished: there is nothing to compare them "
+            f"with. Type `headstart run {env}` first."
+        )
     if not found.environments:
         raise UsageError(" ".join(found.left_out) or "There are no finished runs. Type `headstart run ENV` first.")
     for env, budgets in found.budgets.items():

@@ -119,7 +119,7 @@ def test_evaluation_asks_the_users_own_idea_of_success() -> None:
         return outcome.total > 0.5
 
     demos = demonstrate(Pairs, two_legs, 8, horizon=20, success=quick)
-    assert not asked  # demonstrations are kept whatever their reward
+    assert [outcome.total for outcome in asked] == [0.0]  # a try; demonstrations are kept whatever their reward
     assert demos.task is not None
     code = demos.task.choices.codes(np.array([[0, 1]]))[0]  # forwards: right if the goal is at 1, or here
     success, length = evaluate(
@@ -213,6 +213,34 @@ def test_what_is_no_action_is_named_with_its_demonstration_and_step(make_env: An
 def test_an_expert_may_answer_with_a_truth() -> None:
     demos = demonstrate(lambda: gymnasium.make("CartPole-v1"), lambda obs: obs[2] > 0, 1, horizon=9, mode="deepcopy")
     assert set(demos.action) <= {0, 1}
+
+
+def test_an_expert_may_answer_with_a_number_that_is_whole() -> None:
+    """Environments look things up with it."""
+    demos = demonstrate(lambda: gymnasium.make("Acrobot-v1"), lambda obs: np.float64(2.0), 1, horizon=5)
+    assert set(demos.action) == {2}
+
+
+@pytest.mark.parametrize("no_function", ["Acrobot-v1", gymnasium.make("Acrobot-v1")])
+def test_an_environment_instead_of_a_function_that_makes_one(no_function: Any) -> None:
+    with pytest.raises(UsageError, match=r"Give a function that makes a new environment, such as lambda: gymnasium"):
+        demonstrate(no_function, lambda obs: 2, 1)
+
+
+def test_what_cannot_be_asked_about_success_is_said_at_once() -> None:
+    """And not when RL begins, after the whole fit."""
+    make_env = lambda: gymnasium.make("CartPole-v1")  # noqa: E731
+    with pytest.raises(
+        UsageError, match=r"CartPole-v1: success raised AttributeError: .*which has total, reward, steps"
+    ):
+        demonstrate(make_env, lambda obs: 0, 1, success=lambda end: end.success)  # type: ignore[attr-defined]
+
+
+def test_they_are_shown_in_a_line(demos: Demos) -> None:
+    assert repr(demos) == f"Demos({demos.env_id}: {len(demos.length)} episodes, {len(demos)} states)"
+    made = branch(demos)
+    n, a, h = made.action.shape
+    assert repr(made) == f"Branches({n} states, {a} actions, {h} steps; {made.env_steps} environment steps)"
 
 
 def test_none_is_too_few() -> None:

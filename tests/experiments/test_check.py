@@ -94,7 +94,7 @@ def test_a_good_environment(capsys):
     assert "Discrete(2): 2 branches from every state" in report
     assert "random actions: all that was shown can be read" in report
     assert "step limit    500" in report
-    assert "CartPoleEnv is not a MiniGrid or BabyAI environment" in report
+    assert "engine        no, it is for MiniGrid and BabyAI" in report
     assert "repeats       yes" in report
     assert report.count("exact, ") == 3
     assert report.count("branches a second") == 3
@@ -107,9 +107,10 @@ def test_a_wrapped_minigrid_of_the_user_and_the_code_that_comes_next(user_module
     assert "up to 13 words" in report
     assert "its wrapper Wrapper may change what a step does or shows" in report
     code = report.split("next")[1]
-    names: dict = {}
+    names: dict = {"policy": lambda obs: 2}
     exec("\n".join(line.strip() for line in code.splitlines()), names)  # noqa: S102  it must run as printed
-    assert len(names["simulator"]) == 64
+    assert len(names["branches"]) == len(names["demos"]) >= 10
+    assert names["env"].num_envs == 64
 
 
 def test_what_the_engine_runs(user_module, capsys):

@@ -170,7 +170,7 @@ def test_every_environment_has_its_script(name: str):
     assert main == ["scratch", "bc", "bc_long", "iwm", "reflect", "reflect_frugal"]
     assert all(0 <= arm.memory <= experiment.history for arm in experiment.arms.values())
     bc = experiment.arms["bc"]
-    assert experiment.arms == arms_around(bc.learner, bc.memory)
+    assert experiment.arms == arms_around(bc.learner, bc.memory, reflect_ppo=experiment.arms["reflect"].ppo)
     source = (EXPERIMENTS / f"{name}.py").read_text()
     assert source.splitlines()[0].startswith('"""')
     assert f"python experiments/{name}.py " in source
@@ -360,6 +360,8 @@ def test_nothing_to_study(command: str, told: str, here: Path, capsys):
         ("run doorkey", "Perhaps you meant door_key?"),
         ("run DoorKey", "Perhaps you meant door_key?"),
         ("run zebra", "`headstart list` shows"),
+        ("run fetch --arms", "--arms: no arm is given. Give one or more"),
+        ("watch fetch --seed -1", "Give one, as in --seed 0."),
         ("run MiniGrid-DoorKey-8x8-v0", "Perhaps you meant `headstart run door_key`?"),
         ("run BabyAI-GoToLocal-v0", "snippet of the README"),
         ("run", "ENV"),

@@ -286,6 +286,9 @@ def test_nothing_to_study(tmp_path: Path) -> None:
         write_study(tmp_path)
     with pytest.raises(UsageError, match="has no runs of memory"):
         write_study(tmp_path, ["memory"])
+    save_run(tmp_path, "multi_room", "reflect", 0, 0.5, demos=4, other_budget=True)
+    with pytest.raises(UsageError, match=r"nothing to compare them with\. Type `headstart run multi_room` first"):
+        write_study(tmp_path)
     assert not (tmp_path / "study").exists()
 
 
