@@ -5,6 +5,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections import defaultdict
@@ -150,6 +151,7 @@ def _worker(reports: Any) -> None:
     end_with_parent()
     _reports = reports
     os.environ["TQDM_DISABLE"] = "1"
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which who is terminated would leave behind
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -525,8 +525,10 @@ def test_a_broken_pipe_inside_is_no_reader_gone(here: Path, monkeypatch: pytest.
 WORKERS = """
 import os, sys, time
 from headstart.experiments import pool
+from tqdm import tqdm
 
 def run_arm(run):  # at module level: also in the processes that multiprocessing spawns
+    bar = tqdm(disable=False, file=open(os.devnull, "w"))
     run.directory.mkdir(parents=True)
     (run.directory / "pid").write_text(str(os.getpid()))
     time.sleep(60)
