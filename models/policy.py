@@ -229,6 +229,16 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         ]
         return torch.softmax(torch.cat(logits).double() / temperature, dim=1).cpu().numpy()
 
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[NDArray, Any]:
+        """Stable-Baselines3's, of what `make_vec_env`'s environments show. Raises UsageError for anything else."""
+        wanted = set(self.observation_space.spaces)  # type: ignore[attr-defined]
+        if not isinstance(observation, dict) or set(observation) != wanted:
+            raise UsageError(
+                f"predict() reads what an environment of make_vec_env shows, with what it remembers ({sorted(wanted)}), "
+                "and not the observation of the environment itself."
+            )
+        return super().predict(observation, *args, **kwargs)
+
     def actor(
         self, *, greedy: bool = False, temperature: float = 1.0
     ) -> Callable[[dict[str, NDArray], np.random.Generator], NDArray[np.int64]]:

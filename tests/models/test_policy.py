@@ -346,6 +346,9 @@ def test_stable_baselines_can_act_with_it() -> None:
     action, _ = made.predict(obs, deterministic=True)  # type: ignore[arg-type]
     np.testing.assert_equal(action, made.probabilities(obs).argmax(1))
     alone, _ = made.predict({name: value[3] for name, value in obs.items()}, deterministic=True)
+    for raw in (obs["frames"][3], {"image": obs["frames"][3]}):
+        with pytest.raises(UsageError, match="reads what an environment of make_vec_env shows"):
+            made.predict(raw)  # type: ignore[arg-type]
     assert int(alone) == action[3]
 
 
