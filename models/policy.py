@@ -234,8 +234,8 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         wanted = set(self.observation_space.spaces)  # type: ignore[attr-defined]
         if not isinstance(observation, dict) or set(observation) != wanted:
             raise UsageError(
-                f"predict() reads what an environment of make_vec_env shows, with what it remembers ({sorted(wanted)}), "
-                "and not the observation of the environment itself."
+                f"predict() reads what an environment of make_vec_env shows, with what it remembers "
+                f"({', '.join(sorted(wanted))}), and not the observation of the environment itself."
             )
         return super().predict(observation, *args, **kwargs)
 
