@@ -135,25 +135,23 @@ def test_ppo_is_what_its_rows_say(row: list[str]) -> None:
     assert row[1:] == cells
 
 
-@pytest.mark.parametrize("row", cells_below("| environment | to reach | `bc` |"), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", cells_below("| environment | to reach | `reflect`, with reward |"), ids=lambda row: row[0])
 def test_the_race_is_what_the_curves_say(row: list[str]) -> None:
     curves: dict[str, dict[int, list[dict[str, Any]]]] = {}
     with (RESULTS / row[0].strip("`") / "ppo" / "curves.csv").open() as file:
         for point in csv.DictReader(file):
             numbers = {name: float(point[name]) for name in ("rl_steps", "env_steps", "success")}
             curves.setdefault(point["arm"], {}).setdefault(int(point["seed"]), []).append(numbers)
-    cells, theirs, levels = [], [], []
+    cells, levels = [], []
     for arm in ("reflect", "reflect_frugal"):
         run = race(curves, arm, "bc")
         assert run is not None
         for steps in (run.rewarded, run.counted):
             ours, bc = (np.median(column) for column in zip(*steps, strict=True))
-            cells.append(f"{ours / 1000:.0f}k")
-            theirs.append(f"{bc / 1000:.0f}k")
+            cells.append(f"{ours / 1000:.0f}k of {bc / 1000:.0f}k")
         levels += run.levels
-    assert len(set(theirs)) == 1  # or one column is not enough
     raced_to = f"{100 * min(levels):.0f} to {100 * max(levels):.0f} %".replace("95 to 95 %", "95 %")
-    assert row[1:] == [raced_to, theirs[0], *cells]
+    assert [cell.replace("*", "") for cell in row[1:]] == [raced_to, *cells]
 
 
 @pytest.mark.parametrize("row", cells_below("| in the judge's place |"), ids=lambda row: row[0].split("`")[1])
