@@ -126,7 +126,7 @@ class Run:
         from headstart.experiments.report import write_report
 
         report = write_report(directory)
-        print("", report.text.rstrip(), "", report.table, report.picture, _tensorboard(directory), sep="\n")
+        print("", report.text.rstrip(), "", report.table, report.picture, _tensorboard(directory), CURVES, sep="\n")
         return 0
 
     def _check(self) -> None:
@@ -492,6 +492,10 @@ def _as_json(experiment: "Experiment") -> dict[str, Any]:
         if arm.learner is not None:
             value["arms"][name]["learner"] = {"class": type(arm.learner).__name__, **value["arms"][name]["learner"]}
     return value
+
+
+CURVES = "http://localhost:6006/?tagFilter=eval&smoothing=0&runColorGroup=regex:(.*)/seed#timeseries"
+"""Where TensorBoard then shows success and KL over steps, a colour for each arm."""
 
 
 def _tensorboard(directory: Path) -> str:

@@ -226,7 +226,7 @@ def fine_tune(
             trained.learn(rl.steps - model.num_timesteps, callback=Between(), reset_num_timesteps=begun is None)
     measure(model.num_timesteps)
     facts = curve_facts(points)
-    log(spent + model.num_timesteps, {f"curve/{name}": value for name, value in facts.items() if value is not None})
+    log(spent + model.num_timesteps, {f"rl_curve/{name}": value for name, value in facts.items() if value is not None})
     log.close()
     write_rows(directory / "rl.csv", log.rows, kind="metrics")
     storage.save_json(curve_path, points, kind="curve", schema=SCHEMA)

@@ -135,7 +135,9 @@ def test_ppo_is_what_its_rows_say(row: list[str]) -> None:
     assert row[1:] == cells
 
 
-@pytest.mark.parametrize("row", cells_below("| environment | to reach | `reflect`, with reward |"), ids=lambda row: row[0])
+@pytest.mark.parametrize(
+    "row", cells_below("| environment | to reach | `reflect`, with reward |"), ids=lambda row: row[0]
+)
 def test_the_race_is_what_the_curves_say(row: list[str]) -> None:
     curves: dict[str, dict[int, list[dict[str, Any]]]] = {}
     with (RESULTS / row[0].strip("`") / "ppo" / "curves.csv").open() as file:

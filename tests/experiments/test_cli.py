@@ -196,8 +196,9 @@ def test_run_prints_plan_then_table_then_paths_then_tensorboard(here: Path, aske
     assert lines[0].startswith("door_key: MiniGrid-DoorKey-8x8-v0, 8 demonstrations")
     assert any("minutes" in line and "MB" in line for line in lines)
     table = lines.index("THE TABLE")
-    assert lines[table + 2 : -1] == ["runs/door_key/table.md", "runs/door_key/curves.png"]
-    assert lines[-1].endswith("tensorboard --logdir runs/door_key")
+    assert lines[table + 2 : -2] == ["runs/door_key/table.md", "runs/door_key/curves.png"]
+    assert lines[-2].endswith("tensorboard --logdir runs/door_key")
+    assert lines[-1] == cli.CURVES
     assert asked == [
         {
             "experiment": MAIN,

@@ -170,7 +170,7 @@ def test_the_distance_from_the_start_is_in_the_curve(finished: Path) -> None:
     assert points[-1]["kl"] > 0
     logged = read_rows(finished / "rl.csv", kind="metrics")
     assert [float(row["value"]) for row in logged if row["tag"] == "eval/kl_to_start"] == [p["kl"] for p in points]
-    assert {row["tag"]: float(row["value"]) for row in logged}["curve/rl_end"] == points[-1]["success"]
+    assert {row["tag"]: float(row["value"]) for row in logged}["rl_curve/rl_end"] == points[-1]["success"]
 
 
 def test_grpo_leaves_the_same_things(tmp_path: Path) -> None:
