@@ -8,11 +8,11 @@ from headstart.experiments.arms import arms_around
 from headstart.experiments.experiment import RL, Experiment
 from headstart.learners import BCConfig
 
-# bc is the best of results/dynamic_obstacles/tuning.csv; budget.csv beside it is why there are so many demonstrations.
+# bc is the best of results/dynamic_obstacles/tuning.csv, PPO the best of rl.csv; budget.csv says why so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["dynamic_obstacles"],
     arms_around(BCConfig(updates=1500, learning_rate=1e-3, weight_decay=0.01, hidden_past=0.5), memory=1),
-    RL(steps=100_000, n_envs=64, eval_every=10_000, settings={"learning_rate": 3e-4}),
+    RL(steps=100_000, n_envs=16, eval_every=10_000, settings={"learning_rate": 1e-3}),
 )
 
 if __name__ == "__main__":
