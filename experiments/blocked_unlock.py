@@ -8,7 +8,7 @@ from headstart.experiments.arms import arms_around
 from headstart.experiments.experiment import RL, Experiment
 from headstart.learners import BCConfig
 
-# bc is the best of results/blocked_unlock/tuning.csv, PPO the best of rl.csv; budget.csv says why so many demonstrations.
+# In results/blocked_unlock, bc is the best of tuning.csv, PPO of rl.csv; budget.csv says why so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["blocked_unlock"],
     arms_around(BCConfig(updates=1500, learning_rate=3e-3, weight_decay=0.3, hidden_past=0.5), memory=4),

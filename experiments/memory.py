@@ -8,7 +8,7 @@ from headstart.experiments.arms import arms_around
 from headstart.experiments.experiment import RL, Experiment
 from headstart.learners import BCConfig
 
-# bc is the best of results/memory/tuning.csv, PPO the best of rl.csv; budget.csv says why so many demonstrations.
+# In results/memory, bc is the best of tuning.csv, PPO of rl.csv; budget.csv says why so many demonstrations.
 EXPERIMENT = Experiment.of(
     ENVIRONMENTS["memory"],
     arms_around(
