@@ -249,7 +249,7 @@ def test_another_number_of_demonstrations_is_kept_beside_the_full_one(here: Path
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("door_key-4: MiniGrid-DoorKey-8x8-v0, 4 demonstrations")
     assert "results: runs/door_key-4" in lines
-    assert lines[-1].endswith("--logdir runs/door_key-4")
+    assert lines[-2].endswith("--logdir runs/door_key-4")
 
 
 def test_the_experiments_own_number_changes_nothing(here: Path, asked: list):

@@ -324,12 +324,14 @@ def test_an_evaluation_of_an_older_version_is_refused(directory: Path) -> None:
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="headstart run door_key` first"):
+    with pytest.raises(UsageError, match=rf"Run `headstart run door_key --out {tmp_path}` first"):
         write_report(tmp_path / "door_key")
-    with pytest.raises(UsageError, match="headstart run door_key --demos 4` first"):
+    with pytest.raises(UsageError, match=f"headstart run door_key --demos 4 --out {tmp_path}` first"):
         write_report(tmp_path / "door_key-4")
     (tmp_path / "door_key" / "bc" / "seed0").mkdir(parents=True)
-    with pytest.raises(UsageError, match=r"no finished run \(unfinished: bc/seed0\)"):
+    with pytest.raises(
+        UsageError, match=r"no finished run \(unfinished: bc/seed0\).* door_key --arms bc --seed 0 --out"
+    ):
         write_report(tmp_path / "door_key")
 
 
