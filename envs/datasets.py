@@ -96,7 +96,7 @@ def demonstrate(
                 )
             episode.step(int(action) if isinstance(space, spaces.Discrete) else action)
         if not kept and not dropped:
-            _try(success, episode)
+            _check_success(success, episode)
         if only_successes and not succeeded(episode, success):
             dropped += 1
         else:
@@ -118,7 +118,7 @@ def demonstrate(
     return _of_task(task, seeds, taken, lengths, history, dropped)
 
 
-def _try(success: Success | None, episode: Episode) -> None:
+def _check_success(success: Success | None, episode: Episode) -> None:
     """Say now that ``success`` cannot be asked, rather than when RL has begun. No reward is read for it."""
     outcome = Outcome(0.0, 0.0, len(episode.actions), episode.terminated, episode.info)
     try:

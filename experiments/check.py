@@ -230,11 +230,12 @@ def _report_next(target: str, mode: str, compiled: bool, limited: bool) -> None:
     else:
         horizon = "" if limited else ", horizon=200"
         code = [
-            *["# gymnasium.register() it: an environment that has an id can be run by the engine"][: int(compiled)],
             "from headstart.envs import branch, demonstrate, make_vec_env",
             "from headstart.experiments.check import load_target",
             f'make_env = load_target("{target}")',
             f'demos = demonstrate(make_env, policy, episodes=10, mode="{mode}"{horizon})  # policy: obs -> action',
             "branches, env = branch(demos), make_vec_env(demos)",
         ]
+        if compiled:
+            code.insert(0, "# gymnasium.register() it: an environment that has an id can be run by the engine")
     _line("next", "\n".join(code))

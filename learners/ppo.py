@@ -1,4 +1,4 @@
-"""PPO that does not forget its warm start: Stable-Baselines3's, with five cures and four options.
+"""PPO that is held to its warm start: Stable-Baselines3's, with five cures and four options.
 
 A warm-started policy meets a critic that knows nothing; its noise alone undoes the policy within a few updates. So
 
