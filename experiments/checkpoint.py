@@ -132,7 +132,7 @@ def restore(trained: PPO | GRPO, checkpoint: Checkpoint) -> None:
         )
     for name, value in facts["counters"].items():
         setattr(trained, name, value)
-    trained.policy.warm_start = facts["warm_start"]
+    trained.policy.warm_start, trained.policy.fitted_anew = facts["warm_start"], False
     if isinstance(trained, PPO) and trained.anchored:
         trained.set_anchor()  # a copy, whose weights come in a moment
     for prefix, module in _modules(trained).items():

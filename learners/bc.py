@@ -14,6 +14,7 @@ the baseline of everything else here, so it is tuned as hard: see experiments/tu
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from headstart.envs.errors import DataError
 from headstart.envs.mirror import mirror_action, mirror_branches, with_mirror_image
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, silent
+from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, check_settings, given, silent
 from headstart.models.encoders import distinct_rows
 from headstart.models.history import hide_past
 from headstart.models.losses import soft_cross_entropy
@@ -46,8 +47,8 @@ class BCConfig:
     label_smoothing: float = 0.1
     """Probability that is spread evenly over all actions in the target."""
     mirror: bool = True
-    """Learn from mirrored demonstrations too: turning left there is turning right here, as in all of MiniGrid. No
-    other environment has a mirror image that is known, so that elsewhere this makes no difference."""
+    """Learn from mirrored demonstrations too: turning left there is turning right here, as in all of MiniGrid. For
+    others, and for MiniGrid in a wrapper of one's own, none is known, and this makes no difference."""
     hidden_past: float = 0.5
     """Share of samples whose past is hidden. Without memory there is none to hide."""
     hidden_actions: float = 0.0
@@ -58,6 +59,10 @@ class BCConfig:
     horizon = 0
     """Steps of the branches that a fit wants: none."""
 
+    def __post_init__(self) -> None:
+        shares = dict.fromkeys(("label_smoothing", "hidden_past", "hidden_actions", "held_out"), (0, 1))
+        check_settings(self, batch_size=(1, inf), **shares)
+
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes."""
@@ -67,7 +72,7 @@ class BCConfig:
 def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> Lessons:
     """What the policy can tell apart in the expert's states: the share of each action there, and how many they are."""
     obs, action = demos.obs, demos.action
-    if mirror and policy.layout.grid:
+    if mirror and policy.has_mirror:
         obs, action = with_mirror_image(obs), np.concatenate([action, mirror_action(action)])
     parts = policy.read(as_tensors(obs, "cpu"))
     rows, place = distinct_rows(torch.cat([part.flatten(1) for part in parts], dim=1))
@@ -82,7 +87,7 @@ def imitation_targets(policy: HeadstartPolicy, demos: Demos, mirror: bool) -> Le
 
 def with_mirrored(policy: HeadstartPolicy, branches: Branches, mirror: bool) -> list[Branches]:
     """The branches, and beside them their mirror image if it is wanted and there is one."""
-    return [branches, mirror_branches(branches)] if mirror and policy.layout.grid else [branches]
+    return [branches, mirror_branches(branches)] if mirror and policy.has_mirror else [branches]
 
 
 class Beside(NamedTuple):
@@ -108,7 +113,8 @@ class BC:
         log: Log = silent,
         beside: Beside | None = None,
     ):
-        self.policy, self.config, self.seed, self.log = policy, config or BCConfig(), seed, log
+        self.policy, self.config = given(policy, config, BCConfig)
+        self.seed, self.log = seed, log
         self.beside = beside
 
     def loss(self, obs: dict[str, Tensor], target: Tensor, weight: Tensor) -> tuple[Tensor, Metrics]:

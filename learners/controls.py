@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from headstart.envs.advice import advice
 from headstart.envs.effects import NOTHING, effects
-from headstart.envs.errors import UsageError
 from headstart.envs.simulator import Simulator
 from headstart.envs.transitions import Branches, Demos
-from headstart.learners.learner import Fitted, Log, Practice, silent
+from headstart.learners.learner import Fitted, Log, Practice, check_settings, given, silent
 from headstart.learners.reflection import Reflection, ReflectionConfig
 from headstart.models.policy import HeadstartPolicy
 
@@ -48,6 +47,9 @@ class ControlConfig:
     reflect: ReflectionConfig = field(default_factory=ReflectionConfig)
     """What it is a control of. Of the judge's settings only those that read it can matter."""
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @property
     def horizon(self) -> int:
         """Steps of the branches that a fit wants."""
@@ -67,9 +69,8 @@ class Control(Reflection):
     def __init__(
         self, policy: HeadstartPolicy, config: ControlConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
-        super().__init__(policy, (config or ControlConfig()).reflect, seed=seed, log=log)
-        if self.config.where == "disputed":
-            raise UsageError(f"{self.name}: no judge learns here, so none disagree. Choose another `where`.")
+        policy, control = given(policy, config, ControlConfig)
+        super().__init__(policy, control.reflect, seed=seed, log=log)
 
     def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
         """Nobody learns to judge."""
@@ -114,7 +115,7 @@ class RandomJudge(Control):
     def __init__(
         self, policy: HeadstartPolicy, config: RandomJudgeConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
-        config = config or RandomJudgeConfig()
+        policy, config = given(policy, config, RandomJudgeConfig)
         super().__init__(policy, config, seed=seed, log=log)
         self.spread, self.scale = config.spread, 0.0
 

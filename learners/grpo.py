@@ -16,6 +16,7 @@ Legend: K states, G attempts from each, S steps of all attempts, B of them in a 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ from torch import Tensor
 
 from headstart.envs.errors import Diverged, UsageError
 from headstart.envs.simulator import Obs, Simulator
-from headstart.learners.learner import Log, Practice, silent
+from headstart.learners.learner import Log, Practice, check_settings, given, silent
 from headstart.models.encoders import Memo
 from headstart.models.policy import HeadstartPolicy, as_tensors, draw
+from headstart.models.training import Metrics, as_numbers
 
 __all__ = ["GRPO", "GRPOConfig", "group_advantage"]
 
@@ -53,6 +55,9 @@ class GRPOConfig:
     """Weight of the entropy."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        check_settings(self, group=(2, inf), **dict.fromkeys(("states", "epochs", "batch_size"), (1, inf)))
 
 
 def group_advantage(returns: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,12 +101,10 @@ class GRPO:
         seed: int = 0,
         log: Log = silent,
     ):
-        self.policy, self.env, self.config, self.log = policy, env, config or GRPOConfig(), log
-        if self.config.group < 2:
-            raise UsageError(f"GRPO: group={self.config.group}, but one attempt cannot be compared. Use two or more.")
-        for name in ("states", "epochs", "batch_size"):
-            if getattr(self.config, name) < 1:
-                raise UsageError(f"GRPO: {name}={getattr(self.config, name)}. Use one or more.")
+        self.policy, self.config = given(policy, config, GRPOConfig)
+        self.env, self.log = env, log
+        if getattr(env, "observation_space", policy.observation_space) != policy.observation_space:
+            raise UsageError("GRPO: the environment shows something else than what the policy reads. Use one for both.")
         self.rng, self.generator = np.random.default_rng([seed, 0x62]), torch.Generator().manual_seed(seed)
         self.anchor = copy.deepcopy(policy).requires_grad_(False)
         self.optimizer = torch.optim.Adam(policy.actor_parameters(), lr=self.config.learning_rate, eps=1e-5)
@@ -176,7 +179,7 @@ class GRPO:
     # ---- updates ----
     def loss(
         self, obs: dict[str, Tensor], action: Tensor, log_p_then: Tensor, advantage: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Metrics]:
         """Of a batch of steps: observations (B, ...), actions, their log-probability when taken, advantages (B,)."""
         c = self.config
         log_p = torch.log_softmax(self.policy.logits(obs), dim=1)
@@ -189,11 +192,11 @@ class GRPO:
         entropy = -(log_p.exp() * log_p).sum(1).mean()
         loss = policy_loss + c.kl_coef * kl - c.ent_coef * entropy
         return loss, {
-            "grpo/loss": loss.item(),
-            "grpo/policy_loss": policy_loss.item(),
-            "grpo/kl_to_init": kl.item(),
-            "grpo/entropy": entropy.item(),
-            "grpo/clip_fraction": ((ratio - 1).abs() > c.clip_range).float().mean().item(),
+            "grpo/loss": loss.detach(),
+            "grpo/policy_loss": policy_loss.detach(),
+            "grpo/kl_to_init": kl.detach(),
+            "grpo/entropy": entropy.detach(),
+            "grpo/clip_fraction": ((ratio - 1).abs() > c.clip_range).float().mean(),
         }
 
     def update(self, attempts: Attempts) -> dict[str, float]:
@@ -206,10 +209,12 @@ class GRPO:
         found: list[dict[str, float]] = []
         for _ in range(c.epochs):
             for i in torch.randperm(len(attempts), generator=self.generator).to(device).split(c.batch_size):
-                loss, metrics = self.loss({n: value[i] for n, value in obs.items()}, action[i], log_p[i], advantage[i])
+                loss, said = self.loss({n: value[i] for n, value in obs.items()}, action[i], log_p[i], advantage[i])
+                metrics = as_numbers(said)
                 if not np.isfinite(metrics["grpo/loss"]):
                     raise Diverged(
-                        f"GRPO: the loss is {loss.item()} at {self.num_timesteps} steps. Lower the learning rate."
+                        f"GRPO: the loss is {metrics['grpo/loss']} at {self.num_timesteps} steps. Lower the learning "
+                        "rate."
                     )
                 self.optimizer.zero_grad()
                 loss.backward()

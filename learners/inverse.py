@@ -14,6 +14,7 @@ as those that do not. s' is read without its past, which holds the answer: the l
 """
 
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from headstart.envs.errors import UsageError
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, with_mirrored
-from headstart.learners.learner import Fitted, Log, Practice, accept, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, check_settings, given, silent
 from headstart.models.losses import contrast_loss
 from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.training import Metrics, Stage, seeded, train
@@ -44,6 +45,9 @@ class InverseConfig:
     bc: BCConfig = field(default_factory=BCConfig)
     """The imitation stage that follows."""
 
+    def __post_init__(self) -> None:
+        check_settings(self, horizon=(1, inf), batch_size=(2, inf))
+
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, imitation included."""
@@ -56,7 +60,8 @@ class Inverse:
     def __init__(
         self, policy: HeadstartPolicy, config: InverseConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
-        self.policy, self.config, self.seed, self.log = policy, config or InverseConfig(), seed, log
+        self.policy, self.config = given(policy, config, InverseConfig)
+        self.seed, self.log = seed, log
         with seeded(seed):
             self.head = nn.Sequential(
                 nn.Linear(2 * policy.features_dim, 256), nn.ReLU(), nn.Linear(256, policy.n_actions)
@@ -96,10 +101,10 @@ class Inverse:
         if not branches.tried.all():
             raise UsageError("Inverse compares all actions, but some were not tried: pass branch(demos) without k.")
         c, policy = self.config, self.policy
-        if not 1 <= c.horizon <= branches.action.shape[2]:
+        if c.horizon > branches.action.shape[2]:
             raise UsageError(
                 f"Inverse is to look {c.horizon} steps ahead, but the branches are {branches.action.shape[2]} long: "
-                f"pass envs.branch(demos, horizon={max(1, c.horizon)}), or change InverseConfig.horizon."
+                f"pass envs.branch(demos, horizon={c.horizon}), or change InverseConfig.horizon."
             )
         generator = torch.Generator().manual_seed(self.seed)
         seen = Branches.join(with_mirrored(policy, branches, c.bc.mirror))

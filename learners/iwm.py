@@ -12,6 +12,7 @@ MiniGrid shows it in the agent's own cell of the view.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from headstart.envs.errors import UsageError
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, Beside, with_mirrored
-from headstart.learners.learner import Fitted, Log, Practice, accept, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, check_settings, given, silent
 from headstart.models.encoders import CELL_PARTS
 from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.training import Metrics, Stage, seeded, train
@@ -53,6 +54,9 @@ class IWMConfig:
     bc: BCConfig = field(default_factory=BCConfig)
     """The imitation stage that follows."""
 
+    def __post_init__(self) -> None:
+        check_settings(self, horizon=(1, inf), batch_size=(2, inf))
+
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, imitation included."""
@@ -63,7 +67,8 @@ class IWM:
     """`fit` has the stages above, `loss` is the first one's. A policy is fitted in place."""
 
     def __init__(self, policy: HeadstartPolicy, config: IWMConfig | None = None, *, seed: int = 0, log: Log = silent):
-        self.policy, self.config, self.seed, self.log = policy, config or IWMConfig(), seed, log
+        self.policy, self.config = given(policy, config, IWMConfig)
+        self.seed, self.log = seed, log
         with seeded(seed):
             self.head = world_model_head(policy.layout, policy.features_dim, policy.n_actions).to(policy.device)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from headstart.envs.errors import UsageError
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.iwm import IWM, IWMConfig
-from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, silent
+from headstart.learners.learner import Fitted, Lessons, Log, Practice, check_settings, given, silent
 from headstart.learners.reflection import Reflection, ReflectionConfig
 from headstart.models.policy import HeadstartPolicy
 
@@ -24,6 +24,9 @@ class IWMReflectConfig:
     """The world-model stage. Of its ``bc`` only ``mirror`` is used."""
     reflect: ReflectionConfig = field(default_factory=ReflectionConfig)
     """Everything after it."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def horizon(self) -> int:
@@ -42,10 +45,9 @@ class IWMReflect:
     def __init__(
         self, policy: HeadstartPolicy, config: IWMReflectConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
-        c = config or IWMReflectConfig()
+        self.policy, self.config = policy, c = given(policy, config, IWMReflectConfig)
         if c.iwm.mode != "two_stage":
             raise UsageError("IWMReflect predicts first and reflects then: leave IWMConfig.mode at 'two_stage'.")
-        self.policy, self.config = policy, c
         self.iwm = IWM(policy, c.iwm, seed=seed, log=log)
         self.reflection = Reflection(policy, c.reflect, seed=seed, log=lambda u, m: log(c.iwm.updates + u, m))
 
@@ -58,7 +60,7 @@ class IWMReflect:
         """All stages. ``branches`` may be longer than a step: the world model learns from all of it."""
         if branches is None or practise is None:
             raise UsageError("IWMReflect needs fit(demos, branches, practise): branch(demos), and an environment.")
-        accept(self.policy, demos, branches, practise)
+        self.reflection.accepted(demos, branches, practise)  # before the world model has learned
         predicted = self.iwm.predict(branches)
         reflected = self.reflection.fit(demos, branches, practise)
         self.policy.warm_start = "iwm+reflect"

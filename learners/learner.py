@@ -1,8 +1,10 @@
 """What a learner is: something that fits a policy to demonstrations and futures, without reward."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from math import inf
+from numbers import Integral, Real
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,9 @@ from headstart.envs.simulator import Obs, Simulator
 from headstart.envs.transitions import Branches, Demos
 from headstart.models.policy import HeadstartPolicy
 
-__all__ = ["Fitted", "Learner", "Lessons", "Log", "Practice", "accept", "silent"]
+__all__ = ["Fitted", "Learner", "Lessons", "Log", "Practice", "accept", "check_settings", "given", "silent"]
+
+Config = TypeVar("Config")
 
 Log = Callable[[int, dict[str, float]], None]
 """Called with the number of updates so far and the metrics of the last one."""
@@ -62,10 +66,41 @@ class Learner(Protocol):
         ...
 
 
+def given(policy: HeadstartPolicy, config: Config | None, kind: type[Config]) -> tuple[HeadstartPolicy, Config]:
+    """What a learner is made of, with its default settings for None. Raises UsageError for anything else."""
+    if not isinstance(policy, HeadstartPolicy):
+        has_one = isinstance(getattr(policy, "policy", None), HeadstartPolicy)
+        hint = "Give model.policy." if has_one else "Make one: PPO(HeadstartPolicy, make_vec_env(...)).policy."
+        raise UsageError(f"a HeadstartPolicy is fitted, and not a {type(policy).__name__}. {hint}")
+    if config is not None and not isinstance(config, kind):
+        raise UsageError(f"config={config!r}: settings of another kind. Give a {kind.__name__}, or None.")
+    return policy, kind() if config is None else config
+
+
+def check_settings(config: Any, **bounds: tuple[float, float]) -> None:
+    """Of a dataclass: numbers are not negative and within their ``bounds``, least and most; where the default is whole,
+    so are they; and parts are settings of their kind. Raises UsageError naming the first that cannot be.
+    """
+    for setting in fields(config):
+        found, said = getattr(config, setting.name), f"{type(config).__name__}: {setting.name}"
+        default = setting.default if setting.default is not MISSING else setting.default_factory()  # type: ignore[misc]
+        if is_dataclass(default) and not isinstance(found, type(default)):
+            raise UsageError(f"{said}={found!r}. Give a {type(default).__name__}.")
+        if type(default) in (int, float):
+            kind, words = (Integral, "whole number") if type(default) is int else (Real, "number")
+            least, most = bounds.get(setting.name, (0, inf))
+            if not isinstance(found, kind) or not least <= float(found) <= most:  # type: ignore[arg-type]
+                wanted = f"from {least} to {most}" if most < inf else f"that is at least {least}"
+                raise UsageError(f"{said}={found!r}. Choose a {words} {wanted}.")
+
+
 def accept(
     policy: HeadstartPolicy, demos: Demos, branches: Branches | None = None, practise: Practice | None = None
 ) -> None:
     """Check, before the first update, that all of it is of one environment. Raises DataError naming what is not."""
+    if not isinstance(demos, Demos) or not isinstance(branches, Branches | None):
+        found = f"fit({type(demos).__name__}, {type(branches).__name__}, ...)"
+        raise UsageError(f"{found}: give fit(demos, branches, practise), of which branches are branch(demos).")
     space: Any = policy.observation_space
     name, frames = demos.env_id, space["frames"]
     if demos.layout.parts != policy.layout.parts or demos.layout.grid != policy.layout.grid:
@@ -103,6 +138,8 @@ def accept(
 
 def _accept_branches(policy: HeadstartPolicy, demos: Demos, branches: Branches) -> None:
     name = demos.env_id
+    if branches.env_id not in ("", name):
+        raise DataError(f"demonstrations are of {name}, but the branches are of {branches.env_id}. Pass branch(demos).")
     if branches.action.shape[1] != policy.n_actions:
         raise DataError(
             f"{name}: branches try {branches.action.shape[1]} actions, but the policy has {policy.n_actions}. "

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO as StablePPO
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,8 +47,6 @@ from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.training import Metrics, as_numbers
 
 __all__ = ["PPO", "Auxiliary"]
-
-Numbers = dict[str, float]
 
 
 class Auxiliary(Protocol):
@@ -82,12 +81,14 @@ class PPO(StablePPO):
     DoorKey, up to noise (experiments/results/NAME/cures.csv).
 
     A second call of `learn` goes on from the first: "training" is the first call's number of steps, and weights
-    that have faded do not come back. A saved model has its anchor with it: one that is loaded goes on where it was.
+    that have faded do not come back. If a learner has fitted the policy in between, all begins anew, from there. A
+    saved model has its anchor with it: one that is loaded goes on where it was.
     ``auxiliary`` and ``lessons`` are not in the file and are to be set again. (Stable-Baselines3 unpickles what it
     loads: load only what you trust.)
     """
 
     policy: HeadstartPolicy  # type: ignore[assignment]  # always this one
+    policy_aliases = {"HeadstartPolicy": HeadstartPolicy}  # noqa: RUF012 - as Stable-Baselines3 declares it
 
     COUNTERS = (
         "num_timesteps",
@@ -103,7 +104,7 @@ class PPO(StablePPO):
 
     def __init__(
         self,
-        policy: type[HeadstartPolicy] = HeadstartPolicy,
+        policy: type[HeadstartPolicy] | str = HeadstartPolicy,
         env: Any = None,
         *,
         critic_updates: int = 1,
@@ -134,9 +135,17 @@ class PPO(StablePPO):
         self.lessons: Lessons | None = None
         self.warm_start_policy: HeadstartPolicy | None = None
         self.anchored = False
-        self._fitted_by: str | None = None  # policy.warm_start as it was saved
+        self._fitted: tuple[str | None, bool] = None, False  # policy.warm_start and .fitted_anew as they were saved
         self._start_over()
         self._rollout, self._rewarded = _Rollout(), False
+        numbers = {"critic_updates": critic_updates, "kl_coef": kl_coef, "kl_decay": kl_decay}
+        numbers |= {"trunk_factor": trunk_factor, "actor_warm_up": actor_warm_up, "auxiliary_coef": auxiliary_coef}
+        numbers |= {"rehearsal_coef": rehearsal_coef, "rehearsal_decay": rehearsal_decay}
+        for name, number in numbers.items():
+            if not number >= 0:
+                raise UsageError(f"PPO: {name}={number}. Choose 0 or more.")
+        if not (policy in self.policy_aliases or (isinstance(policy, type) and issubclass(policy, HeadstartPolicy))):
+            raise UsageError(f"PPO(policy={policy!r}, env): the policy is HeadstartPolicy, or a class made of it.")
         if settings.get("clip_range_vf") is not None:
             raise UsageError("PPO: clip_range_vf is not supported. Leave it out.")
         settings |= {"n_steps": n_steps, "batch_size": batch_size, "n_epochs": n_epochs}
@@ -153,9 +162,20 @@ class PPO(StablePPO):
         actor = [parameter for parameter in policy.parameters() if id(parameter) not in apart]
         groups = [{"params": parameters} for parameters in (trunk, actor, critic)]
         policy.optimizer = policy.optimizer_class(groups, lr=self.lr_schedule(1), **policy.optimizer_kwargs)  # type: ignore[call-arg]
-        policy.warm_start = self._fitted_by
+        policy.warm_start, policy.fitted_anew = self._fitted
         if self.anchored:  # a saved model, whose weights come in a moment
             self.set_anchor()
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        wrapped = StablePPO._wrap_env(env, verbose, monitor_wrapper)
+        normalize = unwrap_vec_normalize(wrapped)
+        if normalize is not None and normalize.norm_obs:
+            raise UsageError(
+                "PPO: VecNormalize would change observations, which are bytes that the policy scales by itself. Use "
+                "VecNormalize(env, norm_obs=False)."
+            )
+        return wrapped
 
     def _start_over(self) -> None:
         self.actor_started_at: int | None = None  # environment steps
@@ -174,11 +194,13 @@ class PPO(StablePPO):
         self.auxiliary_optimizer = torch.optim.Adam(auxiliary.head.parameters(), lr=1e-3)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        if self.policy.warm_start and not self.anchored and not self.plain:
+        if self.policy.fitted_anew and not self.plain:
             for parameter in self.policy.value_net.parameters():
                 nn.init.zeros_(parameter)
             self.set_anchor()
             self._start_over()  # whatever it learned before it was fitted
+            self.policy.optimizer.state.clear()
+            self.policy.fitted_anew = False
         if self.auxiliary_coef and self.auxiliary is None:
             raise UsageError("PPO: auxiliary_coef is set, but no loss. Call model.set_auxiliary(IWM(model.policy)).")
         if self.rehearsal_coef:
@@ -203,7 +225,7 @@ class PPO(StablePPO):
         return [*names, *(["warm_start_policy"] if self.anchored else [])], tensors
 
     def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        self._fitted_by = self.policy.warm_start
+        self._fitted = self.policy.warm_start, self.policy.fitted_anew
         super().save(path, exclude, include)
 
     # ---- rollouts ----
@@ -239,21 +261,21 @@ class PPO(StablePPO):
         memo = Memo()  # of a trunk that is not trained; of this update alone, so that one who resumes has the same
         for batch in chain.from_iterable(buffer.get(self.batch_size) for _ in range(self.n_epochs)):
             loss, metrics = self._value_loss(batch, memo) if critic_only else self._loss(batch, kl_coef, memo)
-            if metrics.get("train/approx_kl", 0.0) > jump:
-                break
             if seen is not None:
                 extra, said = self._auxiliary_loss(seen)
-                loss, metrics = loss + self.auxiliary_coef * extra, metrics | as_numbers(said)
+                loss, metrics = loss + self.auxiliary_coef * extra, metrics | said
             if rehearsal_coef and not critic_only:
                 lessons = self._rehearsal_loss()
-                loss, metrics = loss + rehearsal_coef * lessons, metrics | {"rl/rehearsal_loss": lessons.item()}
-            metrics["train/loss"] = loss.item()
-            if not np.isfinite(metrics["train/loss"]):
+                loss, metrics = loss + rehearsal_coef * lessons, metrics | {"rl/rehearsal_loss": lessons.detach()}
+            numbers = as_numbers(metrics | {"train/loss": loss.detach()})
+            if numbers.get("train/approx_kl", 0.0) > jump:
+                break
+            if not np.isfinite(numbers["train/loss"]):
                 raise Diverged(
-                    f"PPO: the loss is {loss.item()} at {self.num_timesteps} steps. Lower the learning rate."
+                    f"PPO: the loss is {numbers['train/loss']} at {self.num_timesteps} steps. Lower the learning rate."
                 )
             self._step(loss, critic_only)
-            for name, number in metrics.items():
+            for name, number in numbers.items():
                 found[name].append(number)
         self._n_updates += self.n_epochs
         self._actor_steps += 0 if critic_only else self.n_steps * self.n_envs
@@ -294,15 +316,15 @@ class PPO(StablePPO):
             optimizer.step()
 
     # ---- losses ----
-    def _value_loss(self, batch: RolloutBufferSamples, memo: Memo) -> tuple[Tensor, Numbers]:
+    def _value_loss(self, batch: RolloutBufferSamples, memo: Memo) -> tuple[Tensor, Metrics]:
         """The critic's alone: trunk and actor stay as they are."""
         with torch.no_grad(), self.policy.remembering(memo):
             features = self.policy.features(batch.observations)  # type: ignore[arg-type]
         value = self.policy.value_net(self.policy.mlp_extractor.forward_critic(features)).flatten()
         loss = F.mse_loss(value, batch.returns)
-        return self.vf_coef * loss, {"train/value_loss": loss.item()}
+        return self.vf_coef * loss, {"train/value_loss": loss.detach()}
 
-    def _loss(self, batch: RolloutBufferSamples, kl_coef: float, memo: Memo) -> tuple[Tensor, Numbers]:
+    def _loss(self, batch: RolloutBufferSamples, kl_coef: float, memo: Memo) -> tuple[Tensor, Metrics]:
         """PPO's clipped objective (arXiv 1707.06347, Eq. 7 and 9), plus the KL to the warm start."""
         policy, obs, action = self.policy, batch.observations, batch.actions.long().flatten()
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
@@ -317,17 +339,17 @@ class PPO(StablePPO):
         entropy = -(log_p.exp() * log_p).sum(1).mean()
         loss = policy_loss + self.vf_coef * value_loss - self.ent_coef * entropy
         metrics = {
-            "train/approx_kl": (ratio - 1 - ratio.log()).mean().item(),
-            "train/policy_gradient_loss": policy_loss.item(),
-            "train/value_loss": value_loss.item(),
-            "train/entropy_loss": -entropy.item(),
-            "train/clip_fraction": ((ratio - 1).abs() > clip_range).float().mean().item(),
+            "train/approx_kl": (ratio - 1 - ratio.log()).detach().mean(),
+            "train/policy_gradient_loss": policy_loss.detach(),
+            "train/value_loss": value_loss.detach(),
+            "train/entropy_loss": -entropy.detach(),
+            "train/clip_fraction": ((ratio - 1).abs() > clip_range).float().mean(),
         }
         if self.warm_start_policy is not None and kl_coef:
             with torch.no_grad(), self.warm_start_policy.remembering(memo):
                 log_q = torch.log_softmax(self.warm_start_policy.logits(obs), dim=1)  # type: ignore[arg-type]
             kl = (log_p.exp() * (log_p - log_q)).sum(1).mean()
-            loss, metrics["rl/kl_to_init"] = loss + kl_coef * kl, kl.item()
+            loss, metrics["rl/kl_to_init"] = loss + kl_coef * kl, kl.detach()
         return loss, metrics
 
     def _scaled(self, advantage: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ difference of two likelihoods is trained, so both may fall: "preference/expert_g
 
 import copy
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from headstart.envs.errors import UsageError
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, with_mirrored
-from headstart.learners.learner import Fitted, Log, Practice, accept, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, check_settings, given, silent
 from headstart.models.history import hide_past
 from headstart.models.losses import preference_loss, same_future_credit
 from headstart.models.policy import HeadstartPolicy, as_tensors
@@ -49,6 +50,9 @@ class PreferenceConfig:
     horizon = 1
     """Steps of the branches that a fit wants."""
 
+    def __post_init__(self) -> None:
+        check_settings(self, batch_size=(1, inf))
+
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, imitation included."""
@@ -61,7 +65,8 @@ class Preference:
     def __init__(
         self, policy: HeadstartPolicy, config: PreferenceConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
-        self.policy, self.config, self.seed, self.log = policy, config or PreferenceConfig(), seed, log
+        self.policy, self.config = given(policy, config, PreferenceConfig)
+        self.seed, self.log = seed, log
 
     def loss(
         self, obs: dict[str, Tensor], reference: Tensor, chosen: Tensor, rejected: Tensor
@@ -88,8 +93,6 @@ class Preference:
         if not branches.tried.all():
             raise UsageError("Preference compares all actions, but some were not tried: pass branch(demos) without k.")
         c, policy = self.config, self.policy
-        imitation = BC(policy, c.bc, seed=self.seed, log=self.log).fit(demos)
-        reference = copy.deepcopy(policy).requires_grad_(False)
         generator = torch.Generator().manual_seed(self.seed)
         seen = Branches.join(with_mirrored(policy, branches, c.bc.mirror))
         obs = as_tensors(seen.obs, policy.device)
@@ -98,6 +101,8 @@ class Preference:
         pairs = (~same_future_credit(future, expert)).nonzero()  # (M, 2): state, own action
         if not len(pairs):
             raise UsageError("Preference has nothing to compare: in no state does an action lead elsewhere.")
+        imitation = BC(policy, c.bc, seed=self.seed, log=self.log).fit(demos)
+        reference = copy.deepcopy(policy).requires_grad_(False)
 
         def draw() -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
             i, k = pairs[torch.randint(len(pairs), (c.batch_size,), generator=generator).to(pairs.device)].unbind(1)

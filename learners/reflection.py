@@ -26,7 +26,8 @@ learned. Steps 3 to 5 on fresh levels are ours: DAgger (arXiv 1011.0686) with th
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from math import inf
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ from headstart.envs.mirror import mirror_action, with_mirror_image
 from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets, with_mirrored
-from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, silent
+from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, check_settings, given, silent
 from headstart.models.history import hide_past, swap_context
 from headstart.models.judge import Judge
 from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
@@ -74,6 +75,9 @@ class JudgeConfig:
     """Tell the judges whether the episode was over. Where only success ends it, that is the reward: results with this
     on are not results without reward."""
 
+    def __post_init__(self) -> None:
+        check_settings(self, members=(1, inf), horizon=(1, inf), dropout=(0, 1), weight=(0, 1), temperature=(1e-3, inf))
+
 
 @dataclass(frozen=True)
 class ReflectionConfig:
@@ -103,12 +107,6 @@ class ReflectionConfig:
     are left what imitation gives them. At demonstrated states `branch(demos, k=...)` decides."""
     alternatives: Alternatives = "uniform"
     """How these are drawn: uniformly, by the policy, or half by each."""
-    where: Literal["random", "uncertain", "disputed"] = "random"
-    """Which states these are: any of those that were reached, those where the policy is least sure, or those where the
-    judges disagree: two actions that the policy draws are tried in twice as many states, which costs steps too, and
-    the judges asked which led to the better future (query by committee)."""
-    confidence: float = 0.0
-    """Only states in which the judges give their preferred action at least this probability are learned from."""
     round_updates: int = 1500
     """Gradient updates of the policy after each round."""
     own_weight: float = 4.0
@@ -117,6 +115,11 @@ class ReflectionConfig:
     """Weight of predicting, before acting, what every action does and by how much the judges prefer it."""
     shuffled_rationale: bool = False
     """The control: learn the rationales of other states."""
+
+    def __post_init__(self) -> None:
+        check_settings(self, **dict.fromkeys(("walk_steps", "levels", "states", "draws"), (1, inf)))
+        if self.alternatives not in get_args(Alternatives):
+            raise UsageError(f"alternatives={self.alternatives!r}: choose from {', '.join(get_args(Alternatives))}.")
 
     @property
     def horizon(self) -> int:
@@ -160,14 +163,9 @@ class Reflection:
         seed: int = 0,
         log: Log = silent,
     ):
-        self.policy, self.config, self.seed, self.log = policy, config or ReflectionConfig(), seed, log
+        self.policy, self.config = given(policy, config, ReflectionConfig)
+        self.seed, self.log = seed, log
         judge = self.config.judge
-        if self.config.where not in ("random", "uncertain", "disputed"):
-            raise UsageError(f"where={self.config.where!r}: choose 'random', 'uncertain' or 'disputed'.")
-        if self.config.where == "disputed" and judge.members < 2:
-            raise UsageError(f"where='disputed': {judge.members} judge cannot disagree. Take more members.")
-        if self.config.walk_steps < 1:
-            raise UsageError(f"walk_steps={self.config.walk_steps}: a walk has at least one step. walks=0 takes none.")
         signs = 1 + 2 * policy.layout.grid + judge.sees_end
         with seeded(seed):
             self.judges = [
@@ -181,21 +179,7 @@ class Reflection:
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         """All stages. ``branches``: every action at the demonstrated states; ``practise``: where fresh levels are."""
-        if branches is None or practise is None:
-            raise UsageError("Reflection needs fit(demos, branches, practise): branch(demos), and an environment.")
-        accept(self.policy, demos, branches, practise)
-        if not np.array_equal(branches.expert_action, demos.action):
-            raise DataError(
-                f"{demos.env_id}: these branches, of {len(branches)} states, are not those of the {len(demos)} "
-                "demonstrated states, in their order. Pass branch(demos)."
-            )
-        if self.config.rationale_weight and not (self.config.k is None and branches.tried.all()):
-            raise UsageError("A rationale says what every action does: try all of them, without k.")
-        if branches.action.shape[2] < self.config.horizon:
-            raise UsageError(
-                f"The judges look {self.config.horizon} steps ahead, but the branches at the demonstrations have "
-                f"{branches.action.shape[2]}. Pass branch(demos, horizon={self.config.horizon})."
-            )
+        branches, practise = self.accepted(demos, branches, practise)
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
         self.env_steps = 0
         # 1. imitate
@@ -216,12 +200,11 @@ class Reflection:
             self.env_steps += walked
             if not len(states):
                 return  # every episode was over
-            states = states.fork(self._choose(states, rng))
-            tried = self._try(states, rng, c.k, c.alternatives)
-            label = self.label(tried, states)
-            sure = np.flatnonzero(label.max(1) >= c.confidence)
-            own.append(tried.take(sure))
-            labels.append(label[sure])
+            some = rng.choice(len(states), min(len(states), c.states), replace=False)
+            states = states.fork(np.sort(some))
+            tried = self._try(states, rng)
+            own.append(tried)
+            labels.append(self.label(tried, states))
             self.env_steps += tried.env_steps
 
         if c.walks:
@@ -231,13 +214,35 @@ class Reflection:
             practise_from(around, wander, c.walk_steps - 1)
         for _ in range(c.rounds):
             practise_from(practise.fresh(c.levels, rng), self.policy.actor(), c.level_steps)
-            if not any(map(len, own)):
-                raise UsageError(f"confidence={c.confidence}: labels are so sure in no state. Lower it.")
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)
-        if not c.rounds and any(map(len, own)):
+        if not c.rounds and own:
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
         return Fitted(self.updates, self.env_steps, metrics)
+
+    def accepted(self, demos: Demos, branches: Branches | None, practise: Practice | None) -> tuple[Branches, Practice]:
+        """What `fit` is given, checked before anything is learned; branches as long as the judges look ahead."""
+        name, c = type(self).__name__, self.config
+        if branches is None or practise is None:
+            raise UsageError(f"{name} needs fit(demos, branches, practise): branch(demos), and an environment.")
+        accept(self.policy, demos, branches, practise)
+        same_states = np.array_equal(branches.frame, demos.obs["frames"][:, -1])
+        if not (same_states and np.array_equal(branches.expert_action, demos.action)):
+            raise DataError(
+                f"{demos.env_id}: these branches, of {len(branches)} states, are not those of the {len(demos)} "
+                "demonstrated states, in their order. Pass branch(demos)."
+            )
+        if c.k is not None and not 1 <= c.k <= self.policy.n_actions:
+            raise UsageError(f"k={c.k}: there are {self.policy.n_actions} actions to try. None tries all of them.")
+        if c.rationale_weight and not (c.k is None and branches.tried.all()):
+            raise UsageError("A rationale says what every action does: try all of them, without k.")
+        if branches.action.shape[2] < c.horizon:
+            raise UsageError(
+                f"The judges look {c.horizon} steps ahead, but the branches at the demonstrations have "
+                f"{branches.action.shape[2]}. Pass branch(demos, horizon={c.horizon})."
+            )
+        parts = {part: getattr(branches, part)[:, :, : c.horizon] for part in ("action", "future", "ended")}
+        return replace(branches, **parts), practise
 
     # ---- 2. judge ----
     def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
@@ -285,10 +290,11 @@ class Reflection:
     def context_loss(self, judge: Judge, shown: Shown) -> tuple[Tensor, Metrics]:
         """Whose outcome is it? Of last states: each also in the context of the next in the batch."""
         obs, policy, n = shown.obs, self.policy, len(shown.action)
-        swapped = swap_context(obs, torch.arange(n, device=shown.action.device).roll(-1), policy.recent)
+        each = torch.arange(n, device=shown.action.device)
+        swapped = swap_context(obs, each.roll(-1), policy.recent)
         read = zip(policy.read(obs), policy.read(swapped), strict=True)
         differ = torch.stack([(mine != theirs).flatten(1).any(1) for mine, theirs in read]).any(0)  # (B,)
-        outcome = [x[torch.arange(n), shown.action].unsqueeze(1) for x in (shown.future, shown.signs)]
+        outcome = [x[each, shown.action].unsqueeze(1) for x in (shown.future, shown.signs)]
         both = {name: torch.cat([obs[name], swapped[name]]) for name in obs}
         own, others = judge(both, *(torch.cat([x, x]) for x in outcome)).flatten().chunk(2)
         loss = (F.softplus(others - own) * differ).mean()
@@ -316,8 +322,8 @@ class Reflection:
     def consequences(self, branches: Branches) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """What is judged: futures (N, A, F), and signs of them (N, A, S).
 
-        Seen before? In a grid: turned to the left? to the right? (Views alone do not tell where everything moves.) And,
-        where that is shown: over?
+        Seen before, after the first step? In a grid: turned to the left? to the right? (Views alone do not tell where
+        everything moves.) And, where that is shown: over?
         """
         last = self.config.judge.horizon - 1
         future, signs = branches.future[:, :, last], [branches.revisit]
@@ -329,41 +335,21 @@ class Reflection:
         return future, np.stack(signs, axis=2)
 
     # ---- 3. practise ----
-    def _choose(self, states: Simulator, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Where to try all actions, at most ``config.states`` of the states."""
-        n, where = min(len(states), self.config.states), self.config.where
-        if where == "random" or n == len(states):
-            return np.sort(rng.choice(len(states), n, replace=False))
-        if where == "disputed":
-            asked = np.sort(rng.choice(len(states), min(len(states), 2 * n), replace=False))
-            doubt = self._dispute(states.fork(asked), rng)
-        else:
-            asked, p = np.arange(len(states)), self.policy.probabilities(states.observe())
-            doubt = -(p * np.log(np.maximum(p, 1e-12))).sum(1)
-        return np.sort(asked[np.argsort(-doubt, kind="stable")[:n]])
-
-    def _dispute(self, states: Simulator, rng: np.random.Generator) -> NDArray[np.float32]:
-        """(N,) nats by which the judges differ about two futures of a state, of actions that the policy draws.
-
-        Zero where it draws one action twice: there it is sure already.
-        """
-        tried = self._try(states, rng, k=2, alternatives="policy")
-        self.env_steps += tried.env_steps
-        return np.where(tried.tried, self.opinions(tried), 0.0).std(0).sum(1)
-
-    def _try(self, states: Simulator, rng: np.random.Generator, k: int | None, alternatives: Alternatives) -> Branches:
-        actor = self.policy.actor()
-        return collect.branch(states, horizon=self.config.horizon, actor=actor, rng=rng, k=k, alternatives=alternatives)
+    def _try(self, states: Simulator, rng: np.random.Generator, tried: NDArray[np.bool_] | None = None) -> Branches:
+        """All actions or k of them, or those that were ``tried`` (N, A) before."""
+        c = self.config
+        which: dict[str, Any] = {"k": c.k, "alternatives": c.alternatives} if tried is None else {"tried": tried}
+        return collect.branch(states, horizon=c.horizon, actor=self.policy.actor(), rng=rng, **which)
 
     def drawn(self, branches: Branches, states: Simulator | None) -> Iterator[Branches]:
-        """The branches of the states; where luck decides, also ``config.draws`` - 1 times more with other luck."""
+        """The branches of the states; where luck decides, the same also ``config.draws`` - 1 times with other luck."""
         yield branches
         for draw in range(1, self.config.draws):
             luck = int(np.random.default_rng([self.seed, self.env_steps, draw]).integers(2**63))
             again = None if states is None else states.luck(luck)
             if again is None:
                 return
-            tried = self._try(again, np.random.default_rng(luck), self.config.k, self.config.alternatives)
+            tried = self._try(again, np.random.default_rng(luck), branches.tried)
             self.env_steps += tried.env_steps
             yield replace(tried, expert_action=branches.expert_action)
 
@@ -376,20 +362,15 @@ class Reflection:
         c = self.config.judge
         assert self.imitator is not None, "imitation comes first"
         imitated = np.log(np.maximum(self.imitator.probabilities(branches.obs), 1e-9))
-        drawn = np.stack([self.judgement(one) for one in self.drawn(branches, states)])  # (draws, N, A)
-        judged = np.mean(drawn, axis=0, where=np.isfinite(drawn) | ~branches.tried)
+        judged = np.mean([self.judgement(one) for one in self.drawn(branches, states)], axis=0)  # (N, A)
         score = np.where(branches.tried, c.weight * judged + (1 - c.weight) * imitated, -np.inf)
         unknown = np.where(branches.tried, 0.0, _softmax(imitated / c.temperature))
         known = 1 - unknown.sum(1, keepdims=True)
         return (known * _softmax(score / c.temperature) + unknown).astype(np.float32)
 
-    def judgement(self, branches: Branches) -> NDArray[np.float32]:
-        """Log preference (N, A) among the executed futures, the mean of the judges'; -inf for actions not tried."""
-        return self.opinions(branches).mean(0)
-
     @torch.no_grad()
-    def opinions(self, branches: Branches) -> NDArray[np.float32]:
-        """Log preference (M, N, A) of each of M judges among the executed futures; -inf for actions not tried."""
+    def judgement(self, branches: Branches) -> NDArray[np.float32]:
+        """Log preference (N, A) among the executed futures, the mean of the M judges'; -inf for actions not tried."""
         device, opinions = self.policy.device, []
         futures, all_signs = self.consequences(branches)
         for i in range(0, len(branches), 512):
@@ -399,7 +380,7 @@ class Reflection:
             untried = torch.as_tensor(~branches.tried[part], device=device)
             score = torch.stack([judge(obs, future, signs) for judge in self.judges])  # (M, n, A)
             opinions.append(torch.log_softmax(score.masked_fill(untried, -torch.inf), dim=2))
-        return torch.cat(opinions, dim=1).cpu().numpy()
+        return torch.cat(opinions, dim=1).cpu().numpy().mean(0)
 
     # ---- 5. learn ----
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
@@ -410,7 +391,7 @@ class Reflection:
         own_obs = {name: np.concatenate([b.obs[name] for b in own]) for name in demos.obs}
         label = np.concatenate(labels)
         self.lessons = Lessons(own_obs, label, np.ones(len(label), np.float32))
-        if bc.mirror and policy.layout.grid:
+        if bc.mirror and policy.has_mirror:
             own_obs = with_mirror_image(own_obs)
             label = np.concatenate([label, label[:, mirror_action(np.arange(policy.n_actions))]])
         reasons = self._rationales(own, labels) if self.config.rationale_weight else None
@@ -470,7 +451,7 @@ class Reflection:
         margin = margins(np.concatenate(labels))
         if self.config.shuffled_rationale:
             effect, margin = shuffled(effect, margin, np.random.default_rng([self.seed, self.updates]))
-        if self.config.bc.mirror and self.policy.layout.grid:
+        if self.config.bc.mirror and self.policy.has_mirror:
             there = mirror_action(np.arange(self.policy.n_actions))
             effect, margin = np.concatenate([effect, effect[:, there]]), np.concatenate([margin, margin[:, there]])
         device = self.policy.device
@@ -483,7 +464,7 @@ class Reflection:
             raise UsageError("This policy has not learned to explain itself: fit it with rationale_weight above 0.")
         effect, margin = self.rationale.predict(self.policy.features(as_tensors(obs, self.policy.device)))
         rationales = zip(obs["frames"][:, -1], effect, margin, strict=True)
-        return [explain(*one, layout=self.policy.layout) for one in rationales]
+        return [explain(*one, layout=self.policy.layout, choices=self.policy.choices) for one in rationales]
 
     def _train(
         self,

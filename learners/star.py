@@ -26,7 +26,7 @@ from torch import Tensor
 from headstart.envs.effects import EFFECTS
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.bc import BC, BCConfig, imitation_targets
-from headstart.learners.learner import Fitted, Log, Practice, accept, silent
+from headstart.learners.learner import Fitted, Log, Practice, accept, check_settings, given, silent
 from headstart.models.history import hide_past
 from headstart.models.losses import soft_cross_entropy
 from headstart.models.policy import HeadstartPolicy, as_tensors
@@ -50,6 +50,9 @@ class StarConfig:
     horizon = 0
     """Steps of the branches that a fit wants: none."""
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, imitation included."""
@@ -60,7 +63,8 @@ class Star:
     """`fit` has the stages above. A policy is fitted in place."""
 
     def __init__(self, policy: HeadstartPolicy, config: StarConfig | None = None, *, seed: int = 0, log: Log = silent):
-        self.policy, self.config, self.seed, self.log = policy, config or StarConfig(), seed, log
+        self.policy, self.config = given(policy, config, StarConfig)
+        self.seed, self.log = seed, log
         with seeded(seed):
             self.head = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
 

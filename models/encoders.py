@@ -101,8 +101,13 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[first], place
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+def _same(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether all are equal, asked once where asking means waiting for a device."""
+    if [(x.shape, x.dtype, x.device) for x in ones] != [(x.shape, x.dtype, x.device) for x in others]:
+        return False
+    if any(x.device.type != "cpu" for x in ones):
+        ones, others = ([torch.cat([x.flatten() for x in some])] for some in (ones, others))
+    return all(map(torch.equal, ones, others))
 
 
 class Memo:
@@ -122,7 +127,7 @@ class Memo:
 
     def computed_with(self, weights: Sequence[Tensor]) -> None:
         """Forget everything, if it was computed with others."""
-        if len(weights) != len(self.weights) or not all(map(_same, weights, self.weights)):
+        if not _same(weights, self.weights):
             self.weights, self.kept = [weight.detach().clone() for weight in weights], {}
 
     def __call__(self, what: str, rows: Tensor, compute: Callable[[Tensor], Tables]) -> tuple[Tables, Tensor]:

@@ -26,7 +26,7 @@ def same_future_credit(future: Tensor, action: Tensor) -> Tensor:
     ``future`` (B, A, D) are the observations after each action, ``action`` (B,) the expert's. Two actions
     that end in the same observation are the same choice for a judge, which sees consequences only.
     """
-    expert = future[torch.arange(len(action)), action].unsqueeze(1)  # (B, 1, D)
+    expert = future[torch.arange(len(action), device=action.device), action].unsqueeze(1)  # (B, 1, D)
     return (future == expert).all(-1)
 
 

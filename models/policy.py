@@ -19,7 +19,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from headstart.envs.errors import UsageError
-from headstart.envs.spaces import GRID, Layout
+from headstart.envs.spaces import GRID, Choices, Layout
 from headstart.models.encoders import Memo, MissionEncoder, Tables, distinct_rows, frame_encoder
 from headstart.models.history import HistoryAttention, Recall
 
@@ -123,9 +123,15 @@ class FrameHistoryExtractor(BaseFeaturesExtractor):
 
 
 class HeadstartPolicy(MultiInputActorCriticPolicy):
-    """Actor and critic on one trunk. ``warm_start`` names the learner that has fitted it, if any."""
+    """Actor and critic on one trunk.
 
-    warm_start: str | None = None
+    ``warm_start`` names the learner that has fitted it, if any, and `PPO` goes by it: who takes over weights that were
+    fitted elsewhere, by load_state_dict or set_parameters, sets it too.
+    """
+
+    _warm_start: str | None = None
+    fitted_anew = False
+    """Whether `warm_start` was set since PPO last looked."""
 
     def __init__(
         self,
@@ -140,6 +146,14 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
                 f"HeadstartPolicy cannot act in an environment with observations {observation_space} and actions "
                 f"{action_space}. Make one that it reads: make_vec_env(demos), or make_vec_env with an id of MiniGrid."
             )
+        frames, remembered = parts["frames"].shape or (0, 0), (parts["actions"].shape or (0,))[0]
+        width = getattr(parts["frames"], "layout", GRID).width
+        if frames != (remembered + 1, width):
+            raise UsageError(
+                f"HeadstartPolicy reads {remembered + 1} frames of {width} bytes where {remembered} past actions are "
+                f"shown, but these are {frames}. Use make_vec_env(..., history=N) instead of a wrapper that stacks or "
+                "changes frames."
+            )
         settings.setdefault("features_extractor_class", FrameHistoryExtractor)
         extractor = settings.get("features_extractor_kwargs") or {}
         settings["features_extractor_kwargs"] = {"n_actions": int(action_space.n), **extractor}
@@ -148,8 +162,27 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **settings)
 
     @property
+    def warm_start(self) -> str | None:
+        """The learner that has fitted it."""
+        return self._warm_start
+
+    @warm_start.setter
+    def warm_start(self, learner: str | None) -> None:
+        self._warm_start, self.fitted_anew = learner, learner is not None
+
+    @property
     def n_actions(self) -> int:
         return int(self.action_space.n)  # type: ignore[attr-defined]
+
+    @property
+    def choices(self) -> Choices | None:
+        """What its actions stand for in an environment that runs in Python; None for MiniGrid's own."""
+        return getattr(self.observation_space["frames"], "choices", None)  # type: ignore[index]
+
+    @property
+    def has_mirror(self) -> bool:
+        """Whether left is right in a mirror, as in MiniGrid: in a wrapper of one's own, actions may mean anything."""
+        return self.layout.grid and self.choices is None
 
     @property
     def layout(self) -> Layout:
@@ -236,6 +269,12 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
             raise UsageError(
                 f"predict() reads what an environment of make_vec_env shows, with what it remembers "
                 f"({', '.join(sorted(wanted))}), and not the observation of the environment itself."
+            )
+        changed = [name for name, value in observation.items() if np.asarray(value).dtype != np.uint8]
+        if changed:
+            raise UsageError(
+                f"predict() reads bytes, but {', '.join(changed)} are not: something has changed what the environment "
+                "shows. Of VecNormalize only rewards make sense here: VecNormalize(env, norm_obs=False)."
             )
         return super().predict(observation, *args, **kwargs)
 

@@ -93,16 +93,20 @@ def alone(stage: Stage) -> dict[str, float]:
 
 
 def as_numbers(metrics: Metrics) -> dict[str, float]:
-    """To be read. This waits for the device."""
-    return {name: float(value) for name, value in metrics.items()}
+    """To be read. This waits for the device, once."""
+    if not metrics:
+        return {}
+    return dict(zip(metrics, torch.stack([value.double() for value in metrics.values()]).tolist(), strict=True))
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Torch's own random numbers, of first weights and dropout, are those of ``seed``; afterwards, the user's again."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # or forking would start CUDA
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    started = torch.cuda.is_initialized()  # torch.manual_seed would start CUDA, or leave it our seed for its start
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if started else []):
+        torch.default_generator.manual_seed(seed)
+        if started:
+            torch.cuda.manual_seed_all(seed)
         yield
 
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headstart.envs import engine
-from headstart.envs.collect import collect_demos
+from headstart.envs.collect import branch, collect_demos
+from headstart.envs.datasets import demonstrate
 from headstart.envs.errors import DataError, Diverged
 from headstart.envs.mirror import mirror_obs
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import BC, PPO, BCConfig
-from headstart.learners.bc import imitation_targets
+from headstart.learners.bc import imitation_targets, with_mirrored
 from headstart.models import HeadstartPolicy
 from headstart.models.policy import as_tensors
 
@@ -69,10 +70,11 @@ def looked_at_twice(demos: Demos) -> tuple[Obs, np.ndarray]:
 
 # ---- loss ----
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_loss_worked_by_hand(smoothing: float) -> None:
+def test_loss_worked_by_hand(env: HeadstartVecEnv, smoothing: float) -> None:
     """Of the share q of an action, (1 - e) q + e/A is its label; the second row counts three times the first."""
     p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.3, 0.6]])
-    policy: Any = SimpleNamespace(logits=lambda obs: torch.log(p))
+    policy = fresh_policy(env)
+    policy.logits = lambda obs: torch.log(p)  # type: ignore[method-assign]
     target, weight = torch.tensor([[0.75, 0.25, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0.5, 1.5])
     loss, metrics = BC(policy, BCConfig(label_smoothing=smoothing)).loss({}, target, weight)
     wanted = 0.0
@@ -168,6 +170,31 @@ def test_its_mirror_image_is_learned_with_it(demos: Demos, env: HeadstartVecEnv)
     assert len(target) > 1.5 * len(demos)
     assert {0.5, 1.0} == set(target.max(1).tolist())
     np.testing.assert_allclose(policy.probabilities(rows), target, atol=0.1)
+
+
+class Renumbered(gymnasium.ActionWrapper):
+    """0 is forward, 1 turns left, 2 turns right."""
+
+    def __init__(self) -> None:
+        super().__init__(gymnasium.make("MiniGrid-Empty-5x5-v0"))
+        self.action_space = gymnasium.spaces.Discrete(3)
+
+    def action(self, action: Any) -> int:
+        return (2, 0, 1)[action]
+
+
+def test_minigrid_in_a_wrapper_has_no_mirror_image(demos: Demos, env: HeadstartVecEnv) -> None:
+    """Its views are MiniGrid's, but nobody knows which action turns left."""
+    actions = iter([0, 0, 2, 0, 0])
+    wrapped = demonstrate(Renumbered, lambda _: next(actions), 1, horizon=20, mode="deepcopy")
+    policy = fresh_policy(make_vec_env(wrapped, 2), memory=0)
+    assert policy.layout.grid
+    assert not policy.has_mirror
+    assert fresh_policy(env).has_mirror
+    both = [imitation_targets(policy, wrapped, mirror) for mirror in (True, False)]
+    np.testing.assert_equal(both[0], both[1])
+    branches = branch(wrapped)
+    assert with_mirrored(policy, branches, mirror=True) == [branches]
 
 
 @pytest.mark.parametrize("mirror", [False, True])

@@ -174,7 +174,5 @@ def test_the_seed_decides(env: HeadstartVecEnv, demos: Demos, branches: Branches
 def test_it_needs_branches_that_are_long_enough(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     with pytest.raises(UsageError, match=r"envs\.branch\(demos\)"):
         Inverse(fresh_policy(env), SMALL).fit(demos)
-    for horizon, wanted in ((4, 4), (0, 1)):
-        learner = Inverse(fresh_policy(env), dataclasses.replace(SMALL, horizon=horizon))
-        with pytest.raises(UsageError, match=rf"{horizon} steps ahead.*3 long.*horizon={wanted}"):
-            learner.fit(demos, branches)
+    with pytest.raises(UsageError, match=r"4 steps ahead.*3 long.*horizon=4"):
+        Inverse(fresh_policy(env), dataclasses.replace(SMALL, horizon=4)).fit(demos, branches)

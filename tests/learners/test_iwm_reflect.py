@@ -10,7 +10,7 @@ from small import fresh_policy, weights
 from torch import Tensor
 
 from headstart.envs.collect import branch, collect_demos
-from headstart.envs.errors import UsageError
+from headstart.envs.errors import DataError, UsageError
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import (
@@ -51,6 +51,26 @@ def branches(demos: Demos) -> Branches:
 @pytest.fixture(scope="module")
 def env(cache: Path) -> HeadstartVecEnv:
     return make_vec_env(ENV_ID, 2, history=2, n_levels=64, cache=cache)
+
+
+def test_branches_of_others_are_refused_before_the_world_model_has_learned(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches, cache: Path
+) -> None:
+    policy = fresh_policy(env)
+    before = weights(policy)
+    others = branch(collect_demos(ENV_ID, 1, seed=1, history=2, cache=cache), horizon=3)
+    with pytest.raises(DataError, match="are not those of the"):
+        IWMReflect(policy, SMALL).fit(demos, others, env)
+    assert all(torch.equal(value, before[name]) for name, value in weights(policy).items())
+
+
+def test_longer_branches_are_cut_where_luck_decides(cache: Path) -> None:
+    """There the world model looks further than the judges, who draw all actions again."""
+    obstacles = "MiniGrid-Dynamic-Obstacles-6x6-v0"
+    demos = collect_demos(obstacles, 1, history=2, cache=cache)
+    env = make_vec_env(obstacles, 2, history=2, n_levels=16, cache=cache)
+    fitted = IWMReflect(fresh_policy(env), SMALL).fit(demos, branch(demos, horizon=3), env)
+    assert np.isfinite(fitted.metrics["reflect/judge_loss"])
 
 
 def test_reflection_goes_on_with_the_world_models_trunk(

@@ -1,6 +1,7 @@
 """What does not belong together is refused before the first update, with the demonstration and step named."""
 
-from dataclasses import replace
+import re
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,7 @@ from headstart.envs.datasets import demonstrate
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import make_vec_env
-from headstart.learners import LEARNERS, PPO, Reflection
+from headstart.learners import BC, GRPO, LEARNERS, PPO, BCConfig, GRPOConfig, JudgeConfig, Reflection, ReflectionConfig
 from headstart.learners.learner import accept
 from headstart.models import HeadstartPolicy
 
@@ -115,6 +116,81 @@ def test_branches_of_others(demos: Demos) -> None:
     accept(policy, demos, of_one)  # a world model may learn from them
     with pytest.raises(DataError, match=rf"of {len(of_one)} states, are not those of the {len(demos)} demonstrated"):
         Reflection(policy).fit(demos, of_one, env)
+
+
+def test_branches_of_an_environment_that_looks_the_same(demos: Demos) -> None:
+    class Row(Line):
+        """Of the same observations."""
+
+    of_row = branch(demos_of(Row))
+    with pytest.raises(DataError, match="demonstrations are of Line, but the branches are of Row"):
+        accept(policy_for(demos), demos, of_row)
+
+
+def test_the_same_actions_in_other_states(demos: Demos) -> None:
+    branches = branch(demos)
+    turned = replace(branches, obs={name: value[::-1] for name, value in branches.obs.items()})
+    with pytest.raises(DataError, match="are not those of the"):
+        Reflection(policy_for(demos)).fit(demos, turned, make_vec_env(demos, 2))
+
+
+def test_arguments_in_another_order(demos: Demos) -> None:
+    policy, branches = policy_for(demos), branch(demos)
+    for given in ((branches, demos), ([demos], branches), (None,)):
+        with pytest.raises(UsageError, match=r"fit\(\w+, \w+, ...\): give fit\(demos, branches, practise\)"):
+            BC(policy).fit(*given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("learner", [*LEARNERS.values(), lambda policy, config=None: GRPO(policy, None, config)])
+def test_a_learner_is_made_of_a_policy_and_its_settings(demos: Demos, learner: Any) -> None:
+    model = PPO(HeadstartPolicy, make_vec_env(demos, 2), n_steps=4, batch_size=8)
+    with pytest.raises(UsageError, match=r"and not a PPO\. Give model.policy"):
+        learner(model)
+    with pytest.raises(UsageError, match=r"and not a str\. Make one"):
+        learner("MlpPolicy")
+    with pytest.raises(UsageError, match="settings of another kind"):
+        learner(model.policy, {"updates": 3})
+
+
+@pytest.mark.parametrize("config", [*LEARNERS, JudgeConfig, GRPOConfig])
+def test_settings_that_cannot_be_are_refused_at_once(config: Any) -> None:
+    """Numbers below what makes sense, no numbers, parts of another kind."""
+    for field in fields(config):
+        default = field.default if field.default is not MISSING else field.default_factory()
+        name = f"{config.__name__}: {field.name}"
+        refused: list[tuple[Any, str]] = []
+        if is_dataclass(default):
+            refused = [(None, f"{name}=None. Give a {type(default).__name__}.")]
+        if type(default) is int:
+            refused = [(wrong, f"{name}={wrong!r}. Choose a whole number") for wrong in (-1, 1.5, "3", None)]
+        if type(default) is float:
+            refused = [(wrong, f"{name}={wrong!r}. Choose a number") for wrong in (-0.1, float("nan"), "3", None)]
+        for wrong, said in refused:
+            with pytest.raises(UsageError, match=re.escape(said)):
+                config(**{field.name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (BCConfig, {"batch_size": 0}),
+        (BCConfig, {"label_smoothing": 2.0}),
+        (BCConfig, {"hidden_past": 1.1}),
+        (JudgeConfig, {"members": 0}),
+        (JudgeConfig, {"weight": 5}),
+        (JudgeConfig, {"temperature": 0}),
+        (ReflectionConfig, {"levels": 0}),
+        (ReflectionConfig, {"alternatives": "foo"}),
+    ],
+)
+def test_settings_beyond_their_bounds(config: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=re.escape("{}={!r}".format(*next(iter(settings.items()))))):
+        config(**settings)
+
+
+def test_more_actions_than_there_are(demos: Demos) -> None:
+    with pytest.raises(UsageError, match="k=9: there are 5 actions to try"):
+        Reflection(policy_for(demos), ReflectionConfig(k=9)).fit(demos, branch(demos), make_vec_env(demos, 2))
 
 
 def test_another_history(demos: Demos) -> None:

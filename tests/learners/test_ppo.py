@@ -11,6 +11,8 @@ import torch
 from small import weights
 from stable_baselines3 import PPO as StablePPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.ppo import MultiInputPolicy
 from torch import Tensor
 
 from headstart.envs.collect import collect_demos
@@ -221,6 +223,37 @@ def test_what_learned_before_it_was_fitted_has_all_cures_from_then_on(made: Call
     assert said == [[0, 0.0]] * 3 + [[1, 0.8], [0, 0.8], [0, pytest.approx(0.8 * 2 / 3)]]
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_is_fitted_once_more_is_held_to_the_last_fit(
+    made: Callable[..., PPO], demos: Demos, tmp_path: Path, saved: bool
+) -> None:
+    """A quick try, then the real thing: no anchor, critic, moment or faded weight of the first is left."""
+    model = made(critic_updates=1, kl_coef=0.8, kl_decay=0.5)
+    model.learn(3 * ROLLOUT)
+    first = model.warm_start_policy
+    assert model.logger.name_to_value["rl/kl_coef"] < 0.8
+    BC(model.policy, BCConfig(updates=20)).fit(demos)
+    fitted = weights(model.policy)
+    if saved:
+        model.save(tmp_path / "model.zip")
+        model = PPO.load(tmp_path / "model.zip", env=model.env)
+    said: list[tuple[float, float]] = []
+    rl = lambda name: model.logger.name_to_value[f"rl/{name}"]  # noqa: E731
+    train = model.train
+    model.train = lambda: (train(), said.append((rl("critic_only"), rl("kl_coef"))))  # type: ignore[method-assign]
+    model._setup_learn(ROLLOUT, None)
+    assert not model.policy.optimizer.state
+    assert not any(parameter.any() for parameter in model.policy.value_net.parameters())
+    model.learn(2 * ROLLOUT)
+    assert said == [(1, 0.8), (0, 0.8)]
+    assert model.warm_start_policy is not None
+    assert model.warm_start_policy is not first
+    assert same(model.warm_start_policy, fitted, critic=False) == {True}
+    anchor = model.warm_start_policy
+    model.learn(ROLLOUT, reset_num_timesteps=False)
+    assert model.warm_start_policy is anchor  # nothing was fitted in between
+
+
 def test_an_anchor_of_no_duration_holds_nothing(made: Callable[..., PPO]) -> None:
     model = made(critic_updates=0, kl_decay=0, rehearsal_decay=0)
     model.learn(ROLLOUT)
@@ -423,6 +456,35 @@ def test_a_batch_of_a_few_rehearses_and_predicts_too(made: Callable[..., PPO], d
     model.set_auxiliary(IWM(model.policy))
     model.learn(ROLLOUT)
     assert np.isfinite(model.logger.name_to_value["rl/rehearsal_loss"])
+
+
+@pytest.mark.parametrize("setting", ["kl_coef", "kl_decay", "critic_updates", "trunk_factor", "rehearsal_decay"])
+def test_a_setting_that_cannot_be_is_refused(made: Callable[..., PPO], setting: str) -> None:
+    with pytest.raises(UsageError, match=f"PPO: {setting}=-1. Choose 0 or more"):
+        made(**{setting: -1})
+
+
+def test_another_policy_is_refused(made: Callable[..., PPO]) -> None:
+    env = made(warm=False).env
+    for policy in ("MultiInputPolicy", MultiInputPolicy, env):
+        with pytest.raises(UsageError, match="the policy is HeadstartPolicy, or a class made of it"):
+            PPO(policy, env)  # type: ignore[arg-type]
+    assert isinstance(PPO("HeadstartPolicy", env).policy, HeadstartPolicy)
+
+
+def test_observations_are_not_to_be_normalised(made: Callable[..., PPO], tmp_path: Path) -> None:
+    model = made(warm=False)
+    assert model.env is not None
+    model.save(tmp_path / "model.zip")
+    normalised = VecNormalize(model.env, norm_obs_keys=["frames"])
+    uses = [lambda: PPO(HeadstartPolicy, normalised), lambda: model.set_env(normalised)]
+    uses.append(lambda: PPO.load(tmp_path / "model.zip", env=normalised))
+    for use in uses:
+        with pytest.raises(UsageError, match=r"VecNormalize\(env, norm_obs=False\)"):
+            use()
+    with pytest.raises(UsageError, match=r"predict\(\) reads bytes, but frames are not"):
+        model.predict(normalised.reset())  # type: ignore[arg-type]
+    PPO(HeadstartPolicy, VecNormalize(model.env, norm_obs=False), n_steps=8, batch_size=64).learn(8)
 
 
 @pytest.mark.parametrize("setting", ["auxiliary_coef", "rehearsal_coef"])

@@ -56,6 +56,12 @@ def gradient(made: FrameHistoryExtractor, obs: dict[str, Tensor], weight: Tensor
     return torch.autograd.grad((made(obs).sin() * weight).sum(), list(made.parameters()), allow_unused=True)
 
 
+def test_frames_that_a_wrapper_has_stacked_are_refused() -> None:
+    stacked = spaces.Dict({**space().spaces, "frames": spaces.Box(0, 255, (HISTORY + 1, 200), np.uint8)})
+    with pytest.raises(UsageError, match=r"reads 4 frames of 50 bytes .* are \(4, 200\). Use make_vec_env"):
+        HeadstartPolicy(stacked, spaces.Discrete(A), lambda _: 1e-3)
+
+
 # ---- features ----
 @pytest.mark.parametrize("memory", [0, 1, HISTORY])
 def test_shared_views_have_the_gradient_of_each_state_by_itself(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
