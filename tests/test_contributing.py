@@ -4,11 +4,13 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
+from small import fresh_policy
 
+from headstart.envs.vector import make_vec_env
 from headstart.experiments.arms import Arm
 from headstart.experiments.experiment import Experiment
 from headstart.experiments.finetune import RL
@@ -38,10 +40,12 @@ def example(tmp_path: Path) -> Iterator[ModuleType]:
     LEARNERS.update(before)
 
 
-def test_its_loss_worked_by_hand(example: ModuleType) -> None:
+def test_its_loss_worked_by_hand(example: ModuleType, cache: Path) -> None:
     """The expert's action is ahead by more than the margin; by less; behind."""
     logits = torch.tensor([[3.0, 1.0, 0.0], [1.0, 1.5, 0.0], [0.0, 2.0, 0.0]])
-    learner = example.LargeMargin(SimpleNamespace(logits=lambda obs: logits), example.LargeMarginConfig(margin=1.0))
+    policy = fresh_policy(make_vec_env("MiniGrid-DoorKey-5x5-v0", 2, n_levels=4, cache=cache))
+    policy.logits = lambda obs: logits  # type: ignore[method-assign]
+    learner = example.LargeMargin(policy, example.LargeMarginConfig(margin=1.0))
     loss, metrics = learner.loss({}, torch.tensor([0, 1, 2]))
     assert float(loss) == pytest.approx((0 + 0.5 + 3) / 3)
     assert metrics == {"large_margin/loss": pytest.approx(float(loss))}
