@@ -38,10 +38,15 @@ def advice(states: Simulator) -> NDArray[np.int64]:
     knows; DataError where the same actions lead elsewhere.
     """
     grid = states.states
-    if not isinstance(grid, GridStates) or not grid.env_id or (grid.seed < 0).any():
+    if not isinstance(grid, GridStates):
         raise UsageError(
-            "Only states of the engine whose levels are known can be shown to an expert: start from a bank of levels "
-            "or from demonstrations, or use a learner that asks no expert."
+            "Dagger asks an expert of MiniGrid or BabyAI, and there is none for "
+            f"{grid.env_id or 'this environment'}, which runs in Python: use a learner that asks no expert."
+        )
+    if not grid.env_id or (grid.seed < 0).any():
+        raise UsageError(
+            "Only states whose levels are known can be shown to an expert: start from a bank of levels or from "
+            "demonstrations, or use a learner that asks no expert."
         )
     expert = expert_for(grid.env_id)
     env = gymnasium.make(grid.env_id, disable_env_checker=True)

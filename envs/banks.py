@@ -30,9 +30,11 @@ from tqdm import tqdm
 
 from headstart.envs import engine, storage
 from headstart.envs.engine import Rows
-from headstart.envs.errors import Busy, DataError, UsageError
+from headstart.envs.errors import Busy, DataError, UsageError, check_numbers
 from headstart.envs.levels import EndlessReset, import_level, level_hash, reset_level
 from headstart.envs.processes import end_with_parent
+from headstart.envs.registry import did_you_mean
+from headstart.envs.spaces import GRID, FrameSpace
 
 __all__ = ["Levels", "bank", "default_cache", "import_seeds", "split_of"]
 
@@ -67,6 +69,15 @@ class Levels:
     def __getitem__(self, index: Any) -> "Levels":
         """Some of the levels; `index` is a slice, a mask or an array of numbers."""
         return Levels(self.env_id, self.rows[index], self.mission[index], self.seed[index])
+
+    def frame_space(self, history: int) -> FrameSpace:
+        """The frames that an agent is shown there."""
+        return FrameSpace(GRID, history + 1, env_id=self.env_id)
+
+    @property
+    def horizon(self) -> int:
+        """Minigrid's own step limit, of the level that has the highest."""
+        return int(engine.max_steps(self.rows).max())
 
 
 def import_seeds(env_id: str, seeds: Iterable[int]) -> Levels:
@@ -122,8 +133,7 @@ def bank(
     """
     if split not in SPLITS:
         raise UsageError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
-    if n < 1 or first_seed < 0:
-        raise UsageError(f"A bank needs n >= 1 and first_seed >= 0, not n={n} and first_seed={first_seed}.")
+    n, first_seed = check_numbers(env_id, n=n, first_seed=first_seed)
     blocks = _Blocks(env_id, Path(cache) if cache is not None else default_cache(), processes)
     share = SPLITS[split] / 8
     parts: list[Levels] = []
@@ -168,9 +178,12 @@ class _Blocks:
         self.env_id = env_id
         self.processes = processes or _cores()
         minigrid = version("minigrid")
+        if env_id not in gymnasium.registry:
+            advice = did_you_mean(env_id, gymnasium.registry) or "Register it, or import the module that does."
+            raise UsageError(f"{env_id}: no environment of this name is registered. {advice}")
         name = env_id.replace("/", "-").replace(":", "-")
         self.directory = cache / "levels" / f"{name} rows {engine.ROW_VERSION} minigrid {minigrid}"
-        spec = gymnasium.spec(env_id)
+        spec = gymnasium.registry[env_id]
         maker = cast(Any, spec.entry_point)
         maker = maker if isinstance(maker, str) else f"{maker.__module__}:{maker.__qualname__}"
         self.facts = {"env_id": env_id, "made_by": f"{maker} {spec.kwargs}", "minigrid": minigrid}

@@ -8,10 +8,11 @@ Legend: E episodes, N states, A actions, H steps of a future.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from gymnasium import spaces
@@ -21,16 +22,33 @@ from tqdm import tqdm
 from headstart.envs import engine, storage
 from headstart.envs.banks import Levels, bank, import_seeds
 from headstart.envs.episode import MakeEnv, Success
-from headstart.envs.errors import DataError, UsageError
+from headstart.envs.errors import DataError, UsageError, check_numbers
 from headstart.envs.experts import expert_for
 from headstart.envs.instructions import altered
 from headstart.envs.levels import export_level
 from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, States, uniform_actor
 from headstart.envs.spaces import Choices
-from headstart.envs.tasks import Task, TaskLevels, check_numbers
+from headstart.envs.tasks import Task, TaskLevels
 from headstart.envs.transitions import Branches, Demos
 
 __all__ = ["branch", "collect_demos", "evaluate", "load_demos", "play", "practise", "replay", "save_demos"]
+
+
+class HasActor(Protocol):
+    """Such as a `HeadstartPolicy`."""
+
+    def actor(self, *, greedy: bool = False) -> Actor: ...
+
+
+class HasPolicy(Protocol):
+    """Such as a model of Stable-Baselines3 with a `HeadstartPolicy`, or a learner."""
+
+    @property
+    def policy(self) -> Any: ...
+
+
+Agent = Actor | HasActor | HasPolicy
+"""Who acts: a policy, what has one, or how it acts."""
 
 Alternatives = Literal["uniform", "policy", "mixture"]
 """How the actions to be tried are drawn, where not all are."""
@@ -69,10 +87,10 @@ def collect_demos(
     minigrid's own limit) is the step limit that demonstrations must keep to. Raises UsageError when no expert
     is known for the environment, DataError when it fails too many levels.
     """
-    if episodes < 1:
-        raise DataError(f"{env_id}: {episodes} demonstrations were asked for. Ask for at least one.")
-    check_numbers(env_id, seed, history, horizon)
     expert = expert_for(env_id)
+    episodes, seed, history, horizon = check_numbers(
+        env_id, episodes=episodes, seed=seed, history=history, horizon=horizon
+    )
     candidates = bank(env_id, split, max(1024, 4 * episodes), cache=cache)
     order = np.random.default_rng([seed, 0xDE]).permutation(len(candidates))
     seeds: list[int] = []
@@ -97,7 +115,7 @@ def collect_demos(
             f"{env_id}: the expert {expert.name!r} solved only {len(seeds)} of {len(order)} levels within "
             f"{horizon} steps, and {episodes} demonstrations were asked for. Ask for fewer, or raise the horizon."
         )
-    limit = horizon or int(engine.max_steps(candidates.rows).max())
+    limit = horizon or candidates.horizon
     return play(env_id, np.array(seeds), [np.array(a, np.int64) for a in actions], history, limit, dropped)
 
 
@@ -197,6 +215,8 @@ def save_demos(path: str | Path, demos: Demos) -> None:
 
     Of a task also its choices, and the actions that they stand for; not the environment, which `load_demos` is given.
     """
+    if not isinstance(demos, Demos):
+        raise UsageError(f"save_demos(path, demos) saves demonstrations, and not a {type(demos).__name__}.")
     if demos.unbranchable:
         raise UsageError(f"{demos.env_id}: these demonstrations cannot be played again: {demos.unbranchable}")
     arrays: dict[str, NDArray] = {
@@ -275,12 +295,13 @@ def branch(
     states: Simulator | Demos,
     *,
     horizon: int = 1,
-    actor: Actor | None = None,
+    actor: Agent | None = None,
     rng: np.random.Generator | None = None,
     k: int | None = None,
     alternatives: Alternatives = "uniform",
+    tried: NDArray[np.bool_] | None = None,
 ) -> Branches:
-    """Try every action in every state, or ``k`` of them, and look at what follows.
+    """Try every action in every state, or ``k`` of them, or those ``tried`` (N, A), and look at what follows.
 
     ``states`` are demonstrations, or states that practice has reached; they stay as they are. After the first step
     a branch goes on with the agent's own actions (``actor``, default uniform) for ``horizon`` steps in all.
@@ -290,12 +311,27 @@ def branch(
     after the others have ended. Raises DataError when a fork is not in the state it was forked from, UsageError for a k
     that cannot be.
     """
-    rng = rng or np.random.default_rng(0)
+    if not isinstance(states, Demos | Simulator):
+        raise UsageError(
+            "branch() starts from demonstrations, or from states that practice has reached, and not from a "
+            f"{type(states).__name__}. Collect them with collect_demos or demonstrate."
+        )
+    if alternatives not in get_args(Alternatives):
+        raise UsageError(f"alternatives={alternatives!r}: choose 'uniform', 'policy' or 'mixture'.")
+    if k is not None and alternatives != "uniform" and actor is None:
+        raise UsageError(f"alternatives={alternatives!r} are the agent's own. Give actor, such as policy.actor().")
+    (horizon,) = check_numbers("branch", horizon=horizon)
+    rng = _generator(rng)
     expert = states.action if isinstance(states, Demos) else np.full(len(states), -1, np.int64)
     start = replay(states) if isinstance(states, Demos) else states
-    actor = actor or uniform_actor(start.n_actions)
+    act = uniform_actor(start.n_actions) if actor is None else _acting(actor)
     n, a = len(start), start.n_actions
-    tried = np.ones((n, a), np.bool_) if k is None else _some_actions(start, expert, actor, rng, k, alternatives)
+    if tried is None:
+        tried = np.ones((n, a), np.bool_) if k is None else _some_actions(start, expert, act, rng, k, alternatives)
+    elif k is not None:
+        raise UsageError(f"k={k} and tried={_kind(tried)}: both say which actions are tried. Give one of them.")
+    elif np.shape(tried) != (n, a) or np.asarray(tried).dtype != np.bool_:
+        raise UsageError(f"tried={_kind(tried)}: give booleans of shape {(n, a)}, for {n} states and {a} actions.")
     state, first = np.nonzero(tried)  # (M,) of every branch
     origin = start.state_hash()
     actions = np.broadcast_to(np.arange(a, dtype=np.uint8)[:, None], (n, a, horizon)).copy()
@@ -309,7 +345,7 @@ def branch(
         if (forks.state_hash() != origin[state[part]]).any():
             raise DataError("a fork is not in the state it was forked from: this environment cannot be branched.")
         for h in range(horizon):
-            action = first[part] if h == 0 else actor(forks.observe(), rng)
+            action = first[part] if h == 0 else act(forks.observe(), rng)
             env_steps += forks.step(action)
             if h == 0:
                 revisit[at] = forks.revisit
@@ -324,8 +360,13 @@ def branch(
         revisit=revisit,
         ended=ended,
         env_steps=env_steps,
-        tried=tried,
+        tried=np.array(tried),
+        env_id=states.env_id if isinstance(states, Demos) else states.states.env_id,
     )
+
+
+def _kind(array: Any) -> str:
+    return f"{np.asarray(array).dtype}{np.shape(array)}"
 
 
 def _some_actions(
@@ -338,10 +379,8 @@ def _some_actions(
 ) -> NDArray[np.bool_]:
     """(N, A): the expert's action where it is known, and others, at most k in all."""
     n, a = len(start), start.n_actions
-    if not 1 <= k <= a:
-        raise UsageError(f"k={k}: there are {a} actions to try. Choose from 1 to {a}, or leave k out to try all.")
-    if alternatives not in ("uniform", "policy", "mixture"):
-        raise UsageError(f"alternatives={alternatives!r}: choose 'uniform', 'policy' or 'mixture'.")
+    if k not in range(1, a + 1):
+        raise UsageError(f"k={k!r}: there are {a} actions to try. Choose from 1 to {a}, or leave k out to try all.")
     if alternatives == "uniform":
         rank = rng.random((n, a))
         rank[expert >= 0, expert[expert >= 0]] = -1.0
@@ -349,25 +388,26 @@ def _some_actions(
     tried = np.zeros((n, a), np.bool_)
     tried[expert >= 0, expert[expert >= 0]] = True
     obs, uniform = start.observe(), uniform_actor(a)
-    for draw in range(k):
+    for draw in range(int(k)):
         action = (uniform if alternatives == "mixture" and draw % 2 else actor)(obs, rng)
         room = np.flatnonzero(tried.sum(1) < k)
         tried[room, action[room]] = True
     return tried
 
 
-def practise(start: Simulator, actor: Actor, *, steps: int, rng: np.random.Generator) -> tuple[Simulator, int]:
+def practise(start: Simulator, actor: Agent, *, steps: int, rng: np.random.Generator) -> tuple[Simulator, int]:
     """Let the agent act from ``start`` for up to ``steps`` steps; (every state it was in, steps taken).
 
     The states of ``start`` are among them, ended episodes are not; ``start`` itself is not changed.
     """
+    act, rng = _acting(actor), _generator(rng)
     agents = start.fork(np.flatnonzero(~start.done))
     visited = [agents.fork()]
     env_steps = 0
     for _ in range(steps):
         if not len(agents):
             break
-        env_steps += agents.step(actor(agents.observe(), rng))
+        env_steps += agents.step(act(agents.observe(), rng))
         agents = agents.fork(np.flatnonzero(~agents.done))
         visited.append(agents.fork())
     return join(visited), env_steps
@@ -376,34 +416,40 @@ def practise(start: Simulator, actor: Actor, *, steps: int, rng: np.random.Gener
 # ---- evaluation ----
 def evaluate(
     levels: Levels | TaskLevels,
-    actor: Actor,
+    actor: Agent,
     *,
-    history: int,
-    horizon: int,
-    rng: np.random.Generator,
+    history: int | None = None,
+    horizon: int | None = None,
+    rng: np.random.Generator | None = None,
     instruction: str = "given",
     deterministic: bool = False,
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Play every level once, all at the same time: success (N,) and length (N,) of each episode.
 
+    ``actor`` is a policy, a model that has one, or a function: that needs to be told how much ``history`` it looks at.
+    ``horizon`` is the step limit (default: the levels' own), ``rng`` a generator (default: of seed 0).
     ``instruction`` is "given", or one of instructions.ALTERATIONS: what the agent is told instead of the truth.
     ``deterministic`` says that the actor always does the same in the same situation. Then an episode that comes back
     to an earlier situation goes in circles to its end, and is not played on: most of the failures of a greedy policy.
-    Whether a situation is the same is known of grids only; tasks are played to the end.
+    Whether a situation is the same is known of grids only; tasks are played to the end. Raises UsageError for what is
+    no levels, for what cannot act, and for a policy that observes something else than these levels show.
     """
+    _check_levels(levels)
+    (limit,) = check_numbers(levels.env_id, horizon=levels.horizon if horizon is None else horizon)
+    act, history, rng = _acting(actor, greedy=deterministic), _history(levels, actor, history), _generator(rng)
     grid = isinstance(levels, Levels)
     states = GridStates.of(levels) if grid else levels.take(np.arange(len(levels)))
     if instruction != "given":
         if not isinstance(states, GridStates):
             raise UsageError(f"{levels.env_id}: only the missions of MiniGrid and BabyAI can be altered.")
         states = altered(states, instruction, rng)
-    simulator = Simulator(states, history=history, horizon=horizon)
+    simulator = Simulator(states, history=history, horizon=limit)
     success, length = np.zeros(len(levels), np.bool_), np.zeros(len(levels), np.int64)
     playing = np.arange(len(levels))
     deterministic = deterministic and grid
     been = [_situation(simulator)] if deterministic else []
     while len(playing):
-        simulator.step(actor(simulator.observe(), rng))
+        simulator.step(act(simulator.observe(), rng))
         over = np.flatnonzero(simulator.done)
         success[playing[over]], length[playing[over]] = simulator.success()[over], simulator.t[over]
         going_on = ~simulator.done
@@ -411,11 +457,65 @@ def evaluate(
             now = _situation(simulator)
             circling = going_on & np.any([now == then for then in been], axis=0)
             assert isinstance(levels, Levels)
-            length[playing[circling]] = np.minimum(horizon, engine.max_steps(levels.rows[playing[circling]]))
+            length[playing[circling]] = np.minimum(limit, engine.max_steps(levels.rows[playing[circling]]))
             going_on &= ~circling
             been = [then[going_on] for then in [*been, now]]
         playing, simulator = playing[going_on], simulator.fork(np.flatnonzero(going_on))
     return success, length
+
+
+def _check_levels(levels: Any) -> None:
+    if isinstance(levels, Levels | TaskLevels):
+        return
+    right = 'bank(env_id, "test", 1000), or demos.task.levels("test", 1000)'
+    if isinstance(levels, str) or (isinstance(levels, Demos) and levels.task is None):
+        right = f'bank("{levels if isinstance(levels, str) else levels.env_id}", "test", 1000)'
+    elif isinstance(levels, Demos):
+        right = 'demos.task.levels("test", 1000)'
+    raise UsageError(f"evaluate() plays levels, and not a {type(levels).__name__}. Give {right}.")
+
+
+def _policy(agent: Agent) -> Any:
+    """The policy that an agent is, or has; None if it is a function."""
+    policy = getattr(agent, "policy", agent)
+    return policy if callable(getattr(type(policy), "actor", None)) else None
+
+
+def _acting(agent: Agent, *, greedy: bool = False) -> Actor:
+    """How an agent acts."""
+    policy = _policy(agent)
+    if policy is not None:
+        return policy.actor(greedy=greedy)
+    of_a_policy = hasattr(agent, "predict") or (inspect.ismethod(agent) and agent.__name__ in ("actor", "predict"))
+    if of_a_policy or not callable(agent):
+        raise UsageError(
+            f"{getattr(agent, '__qualname__', type(agent).__name__)} cannot act here. Give a HeadstartPolicy, a model "
+            "that has one, or a function from observations and a generator to actions, such as policy.actor()."
+        )
+    return agent
+
+
+def _history(levels: Levels | TaskLevels, agent: Agent, given: int | None) -> int:
+    """How many earlier frames an agent is shown. Raises UsageError if it is a policy that was made for others."""
+    policy = _policy(agent)
+    if given is None and policy is None:
+        raise UsageError("How many earlier frames this actor looks at cannot be known. Give history.")
+    (history,) = check_numbers(
+        levels.env_id, history=policy.observation_space["frames"].shape[0] - 1 if given is None else given
+    )
+    if policy is not None and levels.frame_space(history) != policy.observation_space["frames"]:
+        raise UsageError(
+            f"This policy looks at {policy.observation_space['frames']}, and would be shown "
+            f"{levels.frame_space(history)}. Give levels of its environment, and its own history or none."
+        )
+    return history
+
+
+def _generator(rng: np.random.Generator | None) -> np.random.Generator:
+    rng = np.random.default_rng(0) if rng is None else rng
+    if not isinstance(rng, np.random.Generator):
+        raise UsageError(f"rng={rng!r} is no generator of random numbers. Give np.random.default_rng(0), for example.")
+    return rng
 
 
 def _situation(simulator: Simulator) -> NDArray[np.uint64]:

@@ -12,6 +12,7 @@ Legend: E episodes, N steps of all of them, F bytes of a frame, T = history + 1 
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -23,13 +24,13 @@ from numpy.typing import NDArray
 
 from headstart.envs import collect
 from headstart.envs.episode import Episode, ForkMode, MakeEnv, Outcome, Success, close, env_name, make, make_new
-from headstart.envs.errors import DataError, EnvironmentFailed, HeadstartError, UsageError
+from headstart.envs.errors import DataError, EnvironmentFailed, HeadstartError, UsageError, check_numbers
 from headstart.envs.fork import succeeded
 from headstart.envs.frames import FrameReader
 from headstart.envs.levels import import_level
 from headstart.envs.simulator import Obs
 from headstart.envs.spaces import CODES, Choices, is_action, is_text
-from headstart.envs.tasks import SEEDS, Task, check_numbers, step_limit
+from headstart.envs.tasks import SEEDS, Task, step_limit
 from headstart.envs.transitions import Demos
 
 if TYPE_CHECKING:
@@ -64,15 +65,15 @@ def demonstrate(
     """``episodes`` episodes of a policy in the environment that ``make_env()`` makes.
 
     ``policy`` is a function from the environment's own observations to its own actions, or a model of
-    Stable-Baselines3, which acts deterministically. Actions in a Box get a codebook of at most ``codes``. ``success``
-    says which ends are a success; with ``only_successes`` others are dropped and counted. The rest is as in `Task.of`.
+    Stable-Baselines3, which acts deterministically. Actions in a Box are clipped to its bounds before they are played,
+    so that agents can reach what was demonstrated, and get a codebook of at most ``codes``. ``success`` says which ends
+    are a success; with ``only_successes`` others are dropped and counted. The rest is as in `Task.of`: finding out how
+    to fork the environment takes thousands of its steps, and none if ``mode`` says it ("deepcopy", say).
     Raises EnvironmentFailed if the environment cannot be forked, and DataError if it hardly ever succeeds.
     """
     env = make_new(make_env)
-    if episodes < 1:
-        raise DataError(f"{env_name(env)}: {episodes} demonstrations were asked for. Ask for at least one.")
     name, space, limit = env_name(env), env.action_space, step_limit(env, horizon)
-    check_numbers(name, seed, history)
+    episodes, seed, history = check_numbers(name, episodes=episodes, seed=seed, history=history)
     if not isinstance(space, spaces.Box):
         Choices.of(space, name=name)  # says no before anything is played
     close(env)
@@ -94,6 +95,8 @@ def demonstrate(
                     f"{name}: the policy gave {action!r}, which is none of {space}, for demonstration {len(kept)}, "
                     f"{episode.where()}. Give actions of that space."
                 )
+            if isinstance(space, spaces.Box):
+                action = np.clip(np.asarray(action), space.low, space.high)
             episode.step(int(action) if isinstance(space, spaces.Discrete) else action)
         if not kept and not dropped:
             _check_success(success, episode)
@@ -105,7 +108,7 @@ def demonstrate(
     taken = np.array([action for episode in kept for action in episode.actions])
     task = Task.of(
         make_env,
-        horizon=horizon,
+        horizon=limit,
         success=success,
         mode=mode,
         taken=taken,
@@ -133,6 +136,15 @@ def _check_success(success: Success | None, episode: Episode) -> None:
 
 def _actor(policy: Callable[[Any], Any] | Predicts) -> Callable[[Any], Any]:
     """Observation -> action; a lone number is a plain number, as some environments index with it."""
+    if not callable(getattr(policy, "predict", policy)):
+        raise UsageError(f"policy={policy!r:.100}: give a function from observations to actions, or what has .predict.")
+    if hasattr(policy, "predict"):
+        takes = inspect.signature(policy.predict).parameters.values()  # type: ignore[union-attr]
+        if not any(one.name == "deterministic" or one.kind is one.VAR_KEYWORD for one in takes):
+            raise UsageError(
+                f"The predict() of a {type(policy).__name__} takes no deterministic=, as that of Stable-Baselines3 "
+                "does. Give a function from an observation to an action."
+            )
 
     def act(obs: Any) -> Any:
         action = policy.predict(obs, deterministic=True)[0] if hasattr(policy, "predict") else policy(obs)  # type: ignore[operator]
@@ -188,7 +200,9 @@ def from_minari(
     """
     data = _load(dataset)
     name = data.id
-    check_numbers(name, seed, history, horizon)
+    seed, history, horizon = check_numbers(name, seed=seed, history=history, horizon=horizon)
+    if episodes is not None:
+        (episodes,) = check_numbers(name, episodes=episodes)
     if make_env is None and data.env_spec is None:
         raise UsageError(f"{name}: does not say which environment it is of. Give make_env, which makes one.")
     make_env = make_env or (lambda: data.recover_environment(disable_env_checker=True))

@@ -36,7 +36,7 @@ from headstart.envs.engine import (
     WALL,
 )
 from headstart.envs.errors import UsageError
-from headstart.envs.spaces import GRID, Layout
+from headstart.envs.spaces import GRID, Choices, Layout
 
 __all__ = ["ACTIONS", "EFFECTS", "effects", "explain"]
 
@@ -134,16 +134,19 @@ def explain(
     margin: NDArray[np.floating],
     actions: Sequence[str] | None = None,
     layout: Layout = GRID,
+    choices: Choices | None = None,
 ) -> str:
     """Why an agent prefers what it prefers, from what it sees now (F,), expects (A,) and how much it likes that (A,).
 
     "pick up: takes the yellow key; preferred over forward, which changes nothing, by 2.3". The other action is the
-    best of those that are expected to do something else; margins are in nats. Outside grids (``layout``) actions have
-    numbers, if they are given no names, and change something or nothing.
+    best of those that are expected to do something else; margins are in nats. Outside grids (``layout``) they change
+    something or nothing. In environments that run in Python, whose ``choices`` are given, an action can be anything,
+    even in a grid: there, and outside grids, actions without names have numbers.
     """
     if not layout.grid:
         effect = np.where(np.isin(effect, list(PLAIN)), effect, UNKNOWN)
-    actions = actions or (ACTIONS if layout.grid else [f"action {a}" for a in range(len(margin))])
+    minigrids = layout.grid and choices is None
+    actions = actions or (ACTIONS if minigrids else [f"action {a}" for a in range(len(margin))])
     best = int(np.argmax(margin))
     said = [_say(frame, int(kind)) for kind in effect]
     others = [a for a in np.argsort(-margin, kind="stable").tolist() if said[a] != said[best]]

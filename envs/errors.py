@@ -5,7 +5,12 @@ or two: the command line prints it without a traceback. A mistake in the program
 error.
 """
 
-__all__ = ["Busy", "DataError", "Diverged", "EnvironmentFailed", "HeadstartError", "UsageError"]
+import operator
+from typing import Any
+
+__all__ = ["Busy", "DataError", "Diverged", "EnvironmentFailed", "HeadstartError", "UsageError", "check_numbers"]
+
+LEAST = {"seed": 0, "history": 0, "first_seed": 0}  # of every other number 1
 
 
 class HeadstartError(Exception):
@@ -42,3 +47,25 @@ class Busy(HeadstartError):
     """Somebody else is writing here (75 is EX_TEMPFAIL of sysexits.h: try again later)."""
 
     exit_code = 75
+
+
+def check_numbers(name: str, **numbers: Any) -> list[Any]:
+    """The numbers as integers, in their order; a horizon that was not given stays None.
+
+    Raises UsageError naming the first that is not whole, or too small.
+    """
+    return [
+        None if setting == "horizon" and value is None else _whole(name, setting, value)
+        for setting, value in numbers.items()
+    ]
+
+
+def _whole(name: str, setting: str, value: Any) -> int:
+    least = LEAST.get(setting, 1)
+    try:
+        whole: int = int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)  # type: ignore
+    except TypeError:
+        raise UsageError(f"{name}: {setting}={value!r}. Give a whole number, at least {least}.") from None
+    if whole < least:
+        raise UsageError(f"{name}: {setting}={value}. Give at least {least}.")
+    return whole

@@ -16,7 +16,6 @@ No expert reads a reward to choose an action. The reward is read once, after the
 demonstration succeeded. An expert may fail: the caller keeps only what succeeded and counts the rest.
 """
 
-import difflib
 import re
 import sys
 import time
@@ -51,6 +50,7 @@ from minigrid.utils.baby_ai_bot import (
 
 from headstart.envs import variants  # noqa: F401  registers our own ids
 from headstart.envs.errors import UsageError
+from headstart.envs.registry import did_you_mean
 
 Cell = tuple[int, int]
 Guard = Callable[[], None]  # raises GaveUp when the time is over
@@ -350,11 +350,15 @@ REFUSED = {
 
 def expert_for(env_id: str) -> Expert:
     """The expert of a registered id. Raises UsageError, with the reason, for an id that has none."""
+    if not isinstance(env_id, str):
+        raise UsageError(
+            f"Experts are known by the id of an environment, and not by a {type(env_id).__name__}. For an environment "
+            "of your own, give an expert of your own: demonstrate(make_env, expert, episodes)."
+        )
     expert, reason = _lookup(env_id)
     if expert is not None:
         return expert
-    close = difflib.get_close_matches(env_id, known_experts(), n=3)
-    advice = f"Did you mean {', '.join(close)}?" if close else "`known_experts()` lists those that have one."
+    advice = did_you_mean(env_id, known_experts()) or "`known_experts()` lists those that have one."
     raise UsageError(f"No expert for {env_id}: {reason}. {advice}")
 
 

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, cast
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from headstart.envs import engine
 from headstart.envs.episode import MODES, Episode, ForkMode, MakeEnv, Success, close, env_name, make
@@ -49,7 +50,7 @@ class ForkReport:
     """Which ways to fork an environment are exact.
 
     mode: the fastest exact one.
-    branches_per_second: of every exact one; a branch is a copy and one step.
+    branches_per_second: of every exact one that was tried; a branch is a copy and one step.
     refused: why the others are not exact.
     episodes, states: how many episodes were played, and how many of their states were forked.
     rewards_compared: false where the rewards cannot be read as numbers. Only this check ever compares them.
@@ -85,33 +86,44 @@ class _Inexact(Exception):
 
 
 def choose_fork_mode(
-    make_env: MakeEnv, *, seed: int = 0, steps: int = 1000, states: int = 12, horizon: int = 8
+    make_env: MakeEnv,
+    *,
+    seed: int = 0,
+    steps: int = 1000,
+    states: int = 12,
+    horizon: int = 8,
+    all_modes: bool = True,
 ) -> ForkReport:
     """Find out by trying how `make_env()` can be forked.
 
     Episodes of random actions are played from `seed` on, until they have `steps` steps together. At about
     `states` of their states, every episode's first and last among them, copies are made and followed for
     `horizon` steps. Randomness that is too rare to show there is missed: raise the numbers to be surer.
+    All of that takes some thousand steps, and most of them are those of "replay": without `all_modes` it is left out
+    where a copy is exact, and hence (but for states of many megabytes) faster.
     Raises EnvironmentFailed, with the reasons, if the environment does not repeat itself or no mode is exact.
     """
     traces: list[_Trace] = []
     left = steps
-    while len(traces) < MIN_EPISODES or (left > 0 and len(traces) < MAX_EPISODES):
-        traces.append(_play(make_env, seed + len(traces), steps))
-        left -= len(traces[-1].actions)
-    for trace in traces:
-        with contextlib.closing(Episode(make_env, trace.seed)) as episode:
-            _check_repeats(episode, trace)
-    rng = np.random.default_rng(seed)
-    chosen = [_sample(len(trace.actions), states // len(traces), rng) for trace in traces]
-    speed: dict[ForkMode, float] = {}
-    refused: dict[ForkMode, str] = {}
-    for mode in MODES:
-        try:
-            seconds = [_prove(make_env, mode, *one, horizon) for one in zip(traces, chosen, strict=True)]
-            speed[mode] = ALTERNATIVES * sum(map(len, chosen)) / sum(seconds)
-        except _Inexact as flaw:
-            refused[mode] = str(flaw)
+    with tqdm(desc="finding out how to fork it", unit="step", delay=2, disable=None) as bar:
+        while len(traces) < MIN_EPISODES or (left > 0 and len(traces) < MAX_EPISODES):
+            traces.append(_play(make_env, seed + len(traces), steps, bar))
+            left -= len(traces[-1].actions)
+        for trace in traces:
+            with contextlib.closing(Episode(make_env, trace.seed)) as episode:
+                _check_repeats(episode, trace, bar)
+        rng = np.random.default_rng(seed)
+        chosen = [_sample(len(trace.actions), states // len(traces), rng) for trace in traces]
+        speed: dict[ForkMode, float] = {}
+        refused: dict[ForkMode, str] = {}
+        for mode in MODES:
+            if mode == "replay" and speed and not all_modes:
+                continue
+            try:
+                seconds = [_prove(make_env, mode, *one, horizon, bar) for one in zip(traces, chosen, strict=True)]
+                speed[mode] = ALTERNATIVES * sum(map(len, chosen)) / sum(seconds)
+            except _Inexact as flaw:
+                refused[mode] = str(flaw)
     if not speed:
         reasons = "".join(f"\n  {mode}: {why}" for mode, why in refused.items())
         raise EnvironmentFailed(
@@ -128,7 +140,7 @@ def _sample(n: int, states: int, rng: np.random.Generator) -> set[int]:
     return {0, n - 1, *rng.integers(n, size=max(0, states - 2)).tolist()}
 
 
-def _play(make_env: MakeEnv, seed: int, steps: int) -> _Trace:
+def _play(make_env: MakeEnv, seed: int, steps: int, bar: tqdm) -> _Trace:
     with contextlib.closing(Episode(make_env, seed)) as episode:
         sample = _sampler(episode.env, seed)
         moments = [_moment(episode)]
@@ -142,6 +154,7 @@ def _play(make_env: MakeEnv, seed: int, steps: int) -> _Trace:
                     f"which all copies share ({episode.where()}). Draw from self.np_random instead."
                 )
             moments.append(_moment(episode))
+            bar.update()
         return _Trace(seed, episode.actions, moments)
 
 
@@ -188,10 +201,11 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
     update(repr(value).encode() if array.dtype == object else array.tobytes())
 
 
-def _check_repeats(episode: Episode, trace: _Trace) -> None:
+def _check_repeats(episode: Episode, trace: _Trace, bar: tqdm) -> None:
     for step, moment in enumerate(trace.moments):
         if step:
             episode.step(trace.actions[step - 1])
+            bar.update()
         if what := _difference(_moment(episode), moment):
             place = f"step {step}" if step else "reset()"
             raise EnvironmentFailed(
@@ -206,18 +220,18 @@ def _difference(moment: _Moment, expected: _Moment) -> str | None:
     return next((name for name in _Moment._fields if getattr(moment, name) != getattr(expected, name)), None)
 
 
-def _prove(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horizon: int) -> float:
+def _prove(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horizon: int, bar: tqdm) -> float:
     """Seconds that the branches of this episode took. Raises _Inexact if anybody can notice the forks."""
     try:
         with contextlib.closing(Episode(make_env, trace.seed)) as original:
-            return _follow(original, mode, trace, at, horizon)
+            return _follow(original, mode, trace, at, horizon, bar)
     except _Inexact:
         raise
     except Exception as error:  # nothing was raised when the episode was played: the copies are to blame
         raise _Inexact(f"{type(error).__name__}: {error}") from error
 
 
-def _follow(original: Episode, mode: ForkMode, trace: _Trace, at: set[int], horizon: int) -> float:
+def _follow(original: Episode, mode: ForkMode, trace: _Trace, at: set[int], horizon: int, bar: tqdm) -> float:
     sample = _sampler(original.env, trace.seed + 1)
     seconds = 0.0
     for step, action in enumerate(trace.actions):
@@ -239,6 +253,7 @@ def _follow(original: Episode, mode: ForkMode, trace: _Trace, at: set[int], hori
                         f"the original after step {later + 1}"
                     )
         original.step(action)
+        bar.update()
         if what := _difference(_moment(original), trace.moments[step + 1]):
             raise _Inexact(
                 f"with seed {trace.seed}, its copies disturb the original: it has another {what} than "
@@ -280,6 +295,7 @@ class CopiedStates:
             close(env)
         self._reader, self._choices, self._is_success = reader, choices, success
         self._episodes = [Episode(make_env, int(seed)) for seed in seeds]
+        self.env_id = self._episodes[0].name if self._episodes else ""
         if mode == "replay":  # copies made otherwise may share something with the original, and outlive it
             for episode in self._episodes:
                 episode.close_when_dropped()

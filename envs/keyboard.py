@@ -14,7 +14,7 @@ import numpy as np
 
 from headstart.envs import collect, engine
 from headstart.envs.banks import bank
-from headstart.envs.errors import DataError
+from headstart.envs.errors import DataError, check_numbers
 from headstart.envs.levels import export_level
 from headstart.envs.transitions import Demos
 
@@ -62,10 +62,11 @@ def play_by_hand(
     ``show`` is given a text before every key. Other keys are ignored. Levels that are not solved are dropped and
     counted. Raises DataError if nothing was solved before "q".
     """
-    if episodes < 1:
-        raise DataError(f"{env_id}: {episodes} demonstrations were asked for. Ask for at least one.")
+    episodes, seed, history, horizon = check_numbers(
+        env_id, episodes=episodes, seed=seed, history=history, horizon=horizon
+    )
     candidates = bank(env_id, split, max(1024, 4 * episodes), cache=cache)
-    limit = horizon or int(engine.max_steps(candidates.rows).max())
+    limit = horizon or candidates.horizon
     seeds: list[int] = []
     actions: list[np.ndarray] = []
     dropped, key = 0, ""

@@ -92,4 +92,5 @@ def mirror_branches(branches: Branches) -> Branches:
         ended=branches.ended[:, seen_in],
         tried=branches.tried[:, seen_in],
         env_steps=0,
+        env_id=branches.env_id,
     )

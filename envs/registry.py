@@ -4,9 +4,11 @@ What was measured (lengths, successes, horizons) is in experiments/results/envir
 `python experiments/measure.py`; a test compares.
 """
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["ENVIRONMENTS", "FRAME_BYTES", "Environment", "Variant"]
+__all__ = ["ENVIRONMENTS", "FRAME_BYTES", "Environment", "Variant", "did_you_mean"]
 
 FRAME_BYTES = 50  # of all environments here: engine.FRAME, which takes too long to import
 
@@ -225,3 +227,12 @@ ENVIRONMENTS = {
         ),
     )
 }
+
+
+def did_you_mean(env_id: str, ids: Iterable[str]) -> str:
+    """Advice for an id that is none of ``ids``: the one that a name of ENVIRONMENTS stands for, or similar ones.
+
+    "" if nothing is similar.
+    """
+    close = [ENVIRONMENTS[env_id].id] if env_id in ENVIRONMENTS else difflib.get_close_matches(env_id, ids, n=3)
+    return f"Did you mean {', '.join(close)}?" if close else ""

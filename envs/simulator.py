@@ -50,6 +50,10 @@ class States(Protocol):
 
     @property
     def n_actions(self) -> int: ...
+    @property
+    def env_id(self) -> str:
+        """Of which environment they are, "" if that is not known."""
+        ...
 
     def take(self, index: NDArray[np.int64]) -> Self:
         """Copies of the states at ``index``."""

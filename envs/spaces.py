@@ -30,8 +30,10 @@ __all__ = ["CODES", "GRID", "MAX_ACTIONS", "Choices", "FrameSpace", "Layout", "P
 
 MAX_ACTIONS = 254  # an action is a byte, and two more values mean "none yet" and "hidden"
 MAX_CHOICES = 4096  # of a Discrete observation, which becomes that many features
+PIXELS = 32  # wide and high: what is smaller may be a board
 CODES = 16  # actions of a codebook, unless asked for otherwise
 CHANGED = 0.1  # of the usual change of a feature: what changed by less has not changed
+MAX_BYTES = len(engine.HASH_WEIGHTS) - 1024  # of a frame, which is hashed with its mission and what led there
 CELLS = engine.VIEW * engine.VIEW
 
 
@@ -83,6 +85,11 @@ class Layout:
         width = sum(part.n_bytes for part in parts)
         if not width:
             raise UsageError(f"{name}: its observation {space} holds no numbers. Use a wrapper that adds what is seen.")
+        if width > MAX_BYTES:
+            raise UsageError(
+                f"{name}: its observation {space} has {width} bytes. Use a wrapper that resizes it to at most "
+                f"{MAX_BYTES} bytes."
+            )
         return cls(width, parts)
 
     @property
@@ -172,6 +179,12 @@ class FrameSpace(spaces.Box):
 def entries(space: gymnasium.Space) -> list[tuple[tuple, gymnasium.Space]]:
     """The spaces that a space is made of, each with the keys that lead to it, except the mission."""
     return [(path, entry) for path, entry in _entries(space, ()) if not (path == ("mission",) and is_text(entry))]
+
+
+def is_picture(space: gymnasium.Space) -> bool:
+    """Whether a space looks like pixels, of one or several channels."""
+    shape = cast(tuple, space.shape or ())
+    return space.dtype == np.uint8 and len(shape) in (2, 3) and sum(length >= PIXELS for length in shape) >= 2
 
 
 def is_text(space: Any) -> bool:
@@ -296,9 +309,7 @@ class Choices:
 
 
 def is_action(space: gymnasium.Space, action: Any) -> bool:
-    """Whether ``action`` is one of a space, whatever its type: True is 1. In a Box bounds are left to the environment,
-    which may clip.
-    """
+    """Whether ``action`` is one of a space, whatever its type: True is 1. In a Box its bounds are not looked at."""
     try:
         array = np.asarray(action)
         own = array.astype(cast(Any, space.dtype))

@@ -9,19 +9,21 @@ Legend: N levels.
 """
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
+from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
 from headstart.envs.episode import ForkMode, MakeEnv, Success, close, env_name, make_new
-from headstart.envs.errors import UsageError
+from headstart.envs.errors import UsageError, check_numbers
 from headstart.envs.fork import CopiedStates, choose_fork_mode
 from headstart.envs.frames import FrameReader
-from headstart.envs.spaces import CODES, Choices, Layout
+from headstart.envs.spaces import CODES, Choices, FrameSpace, Layout, entries, is_picture
 
-__all__ = ["SPLITS", "Task", "TaskLevels", "check_numbers", "step_limit"]
+__all__ = ["SPLITS", "Task", "TaskLevels", "step_limit"]
 
 SPLITS = ("train", "validation", "test")
 SEEDS = 2**29  # of each split, one after the other
@@ -66,7 +68,7 @@ class Task:
         ``horizon`` defaults to the environment's own step limit. ``mode`` defaults to what
         `choose_fork_mode` finds to be exact and fast, which takes it some thousand steps. ``taken`` (N, ...) are the
         actions of an expert, from which actions in a Box get a codebook of ``codes``. Raises UsageError naming what
-        cannot be used, and EnvironmentFailed if the environment cannot be forked.
+        cannot be used, and EnvironmentFailed if the environment cannot be forked. Warns of pictures.
         """
         env = make_new(make_env)
         name = env_name(env)
@@ -74,7 +76,13 @@ class Task:
         choices = Choices.of(env.action_space, taken, codes=codes, seed=seed, name=name)
         limit = step_limit(env, horizon)
         close(env)
-        mode = mode or choose_fork_mode(make_env, seed=seed).mode
+        mode = mode or choose_fork_mode(make_env, seed=seed, all_modes=False).mode
+        if any(is_picture(entry) for _, entry in entries(env.observation_space)):
+            warnings.warn(
+                f"{name}: its pixels are read by a multilayer perceptron, there is no convolution. A wrapper that "
+                "shows fewer pixels, or numbers that say what is there, makes it learn faster.",
+                stacklevel=2,
+            )
         return cls(name, make_env, mode, choices, reader, reader.layout, limit, success)
 
     def fitted(self, frame: NDArray[np.uint8], episode: NDArray[np.int64]) -> "Task":
@@ -89,28 +97,26 @@ class Task:
 
     def levels(self, split: str, n: int) -> "TaskLevels":
         """The first ``n`` seeds of a split. No two splits share a seed; how much their levels differ, nobody knows."""
-        if split not in SPLITS or n < 1:
-            raise UsageError(f"{self.name}: {n} levels of {split!r}: give at least one, of {', '.join(SPLITS)}.")
+        if split not in SPLITS:
+            raise UsageError(f"{self.name}: there is no split {split!r}: choose one of {', '.join(SPLITS)}.")
+        (n,) = check_numbers(self.name, n=n)
         return TaskLevels(self, SPLITS.index(split) * SEEDS + np.arange(n))
-
-
-def check_numbers(name: str, seed: int = 0, history: int = 0, horizon: int | None = None) -> None:
-    """Raises UsageError naming the first that cannot be."""
-    for setting, value, least in (("seed", seed, 0), ("history", history, 0), ("horizon", horizon, 1)):
-        if value is not None and value < least:
-            raise UsageError(f"{name}: {setting}={value}. Give at least {least}.")
 
 
 def step_limit(env: gymnasium.Env, horizon: int | None = None) -> int:
     """``horizon``, or the step limit of the environment itself. Raises UsageError if there is none."""
     name = env_name(env)
-    check_numbers(name, horizon=horizon)
+    (horizon,) = check_numbers(name, horizon=horizon)
     own = env.spec.max_episode_steps if env.spec else None
     if own is None and env.has_wrapper_attr("_max_episode_steps"):  # TimeLimit's, around what has no spec
         own = env.get_wrapper_attr("_max_episode_steps")
+    if own is None and isinstance(env.unwrapped, MiniGridEnv):
+        own = env.unwrapped.max_steps  # 0 in BabyAI, where each level gets a limit of its own
     limit = horizon or own
     if not limit:
-        raise UsageError(f"{name}: it has no step limit of its own. Give horizon, the most steps of an episode.")
+        raise UsageError(
+            f"{name}: it has no step limit that is the same in every episode. Give horizon, the most steps of one."
+        )
     return limit
 
 
@@ -127,6 +133,15 @@ class TaskLevels:
     @property
     def env_id(self) -> str:
         return self.task.name
+
+    def frame_space(self, history: int) -> FrameSpace:
+        """The frames that an agent is shown there, with what its choices stand for."""
+        return FrameSpace(self.task.layout, history + 1, env_id=self.env_id, choices=self.task.choices)
+
+    @property
+    def horizon(self) -> int:
+        """Their step limit."""
+        return self.task.horizon
 
     def take(self, index: NDArray[np.int64]) -> CopiedStates:
         """The start of the episodes of these seeds."""

@@ -61,7 +61,8 @@ class Demos:
             wrong = np.flatnonzero(~np.isfinite(self.layout.features(self.obs["frames"][:, -1])).all(1))
             if len(wrong):
                 raise Diverged(
-                    f"{self.env_id}: an observation is not finite in {self.where(int(wrong[0]))}. Leave it out."
+                    f"{self.env_id}: an observation is not finite in {self.where(int(wrong[0]))}, or too large for a "
+                    f"float32, which ends at {np.finfo(np.float32).max:.1e}. Scale it down, or leave it out."
                 )
 
     def __len__(self) -> int:
@@ -123,6 +124,7 @@ class Branches:
     env_steps: environment steps that were spent on it.
     tried (N, A) bool: which actions were tried (default: all). One that was not has the present as its future, and no
     learner may take it for one.
+    env_id: of which environment, "" if that is not known.
     """
 
     obs: Obs
@@ -133,6 +135,7 @@ class Branches:
     ended: NDArray[np.bool_]
     env_steps: int
     tried: NDArray[np.bool_] = None  # type: ignore[assignment]  # a frozen dataclass fills it in below
+    env_id: str = ""
 
     def __post_init__(self) -> None:
         n, a, h = self.action.shape
@@ -151,7 +154,8 @@ class Branches:
 
     def __repr__(self) -> str:
         n, a, h = self.action.shape
-        return f"Branches({n} states, {a} actions, {h} steps; {self.env_steps} environment steps)"
+        name = f"{self.env_id}: " if self.env_id else ""
+        return f"Branches({name}{n} states, {a} actions, {h} steps; {self.env_steps} environment steps)"
 
     def take(self, index: NDArray[np.int64]) -> "Branches":
         """The branches of the states at ``index``; ``env_steps`` stays what all of them have cost."""

@@ -25,9 +25,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from headstart.envs import engine, missions
 from headstart.envs.banks import Levels, bank
-from headstart.envs.errors import DataError, UsageError
+from headstart.envs.errors import DataError, UsageError, check_numbers
 from headstart.envs.simulator import GridStates, Obs, Simulator
-from headstart.envs.spaces import GRID, FrameSpace
 from headstart.envs.tasks import TaskLevels
 from headstart.envs.transitions import Demos
 
@@ -64,16 +63,10 @@ class Episodes:
     def __init__(
         self, levels: Levels | TaskLevels, n: int, rng: np.random.Generator, *, history: int, horizon: int | None
     ) -> None:
-        if n < 1 or history < 0 or (horizon is not None and horizon < 1):
-            raise UsageError(
-                f"{levels.env_id}: needs at least one episode, history >= 0 and horizon >= 1, "
-                f"not n_envs={n}, history={history}, horizon={horizon}."
-            )
-        is_task = isinstance(levels, TaskLevels)
-        limit = levels.task.horizon if is_task else int(engine.max_steps(levels.rows).max())
+        n, history, horizon = check_numbers(levels.env_id, n_envs=n, history=history, horizon=horizon)
         self.levels, self.rng = levels, rng
-        self.history, self.horizon = history, limit if horizon is None else min(horizon, limit)
-        self._start = levels if is_task else GridStates.of(levels)
+        self.history, self.horizon = history, levels.horizon if horizon is None else min(horizon, levels.horizon)
+        self._start = levels if isinstance(levels, TaskLevels) else GridStates.of(levels)
         self.level, self.simulator = self._draw(n, rng)
         self._total = np.zeros(n)  # rewards of the running episodes so far
 
@@ -158,11 +151,9 @@ class Episodes:
     def _observation_space(self) -> spaces.Dict:
         """Frames know their layout: see FrameSpace."""
         shape = {name: value.shape[1:] for name, value in self.simulator.observe().items()}
-        task = self.levels.task if isinstance(self.levels, TaskLevels) else None
-        layout, choices = (task.layout, task.choices) if task else (GRID, None)
         return spaces.Dict(
             {
-                "frames": FrameSpace(layout, self.history + 1, env_id=self.levels.env_id, choices=choices),
+                "frames": self.levels.frame_space(self.history),
                 "actions": spaces.Box(0, self.simulator.n_actions, shape["actions"], np.uint8),
                 "mission": spaces.Box(0, len(missions.VOCABULARY) - 1, shape["mission"], np.uint8),
             }
@@ -192,6 +183,7 @@ class HeadstartVecEnv(Episodes, VecEnv):
                 f"{levels.env_id}: history=0 has no past actions, and Stable-Baselines3 cannot reshape an "
                 "empty array. Use history >= 1, with a policy that does not look at the past."
             )
+        n_envs, seed = check_numbers(levels.env_id, n_envs=n_envs, seed=seed)
         Episodes.__init__(self, levels, n_envs, np.random.default_rng(seed), history=history, horizon=horizon)
         VecEnv.__init__(self, n_envs, self._observation_space(), spaces.Discrete(self.simulator.n_actions))
         self.spec = gymnasium.registry.get(levels.env_id)
@@ -254,6 +246,7 @@ class HeadstartVectorEnv(Episodes, VectorEnv):
         history: int = 4,
         horizon: int | None = None,
     ):
+        n_envs, seed = check_numbers(levels.env_id, n_envs=n_envs, seed=seed)
         VectorEnv.reset(self, seed=seed)  # seeds np_random
         Episodes.__init__(self, levels, n_envs, self.np_random, history=history, horizon=horizon)
         self.num_envs, self.spec = n_envs, gymnasium.registry.get(levels.env_id)
@@ -298,6 +291,12 @@ def make_vec_env(
     ``env`` is a MiniGrid or BabyAI id, or demonstrations: then it is theirs, whatever it is, with their history
     unless another is given (default for an id: 4).
     """
+    if not isinstance(env, str | Demos):
+        raise UsageError(
+            f"make_vec_env takes demonstrations, or an id of MiniGrid or BabyAI, and not a {type(env).__name__}. For "
+            "any other environment use demonstrate(make_env, ...), and make_vec_env(demos) with what it returns."
+        )
+    (n_levels,) = check_numbers(env if isinstance(env, str) else env.env_id, n_levels=n_levels)
     if isinstance(env, str):
         levels, remembered = bank(env, split, n_levels, cache=cache), 4
     else:

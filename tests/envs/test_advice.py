@@ -13,6 +13,7 @@ from headstart.envs.banks import import_seeds
 from headstart.envs.collect import collect_demos, practise, replay
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.experts import expert_for
+from headstart.envs.fork import CopiedStates
 from headstart.envs.registry import ENVIRONMENTS
 from headstart.envs.simulator import GridStates, Simulator, uniform_actor
 
@@ -118,6 +119,10 @@ def test_states_of_unknown_levels_are_refused() -> None:
     unknown = Simulator(GridStates(known.states.rows, known.states.mission()), history=1, horizon=9)
     with pytest.raises(UsageError, match=r"levels are known.*start from a bank"):
         advice(unknown)
+    env_id = "MiniGrid-DoorKey-5x5-v0"
+    states = CopiedStates(lambda: gymnasium.make(env_id), [0], "deepcopy")
+    with pytest.raises(UsageError, match=f"expert of MiniGrid or BabyAI, and there is none for {env_id}, which runs"):
+        advice(Simulator(states, history=1, horizon=9))
     for env_id in ("BabyAI-KeyInBox-v0",):
         with pytest.raises(UsageError, match="No expert"):
             advice(start(env_id, range(1)))

@@ -85,6 +85,10 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
         banks.bank(DOOR_KEY, "dev", 1, cache=tmp_path)
     with pytest.raises(UsageError, match="n=0"):
         banks.bank(DOOR_KEY, "train", 0, cache=tmp_path)
+    with pytest.raises(UsageError, match=r"door_key: no environment .* Did you mean MiniGrid-DoorKey-8x8-v0\?"):
+        banks.bank("door_key", "train", 1, cache=tmp_path)
+    with pytest.raises(UsageError, match=r"Mine-v0: no environment of this name is registered\. Register it"):
+        banks.bank("Mine-v0", "train", 1, cache=tmp_path)
     with pytest.raises(UsageError, match=r"CartPole-v1: .*not a MiniGrid"):
         banks.bank("CartPole-v1", "train", 1, cache=tmp_path)
     only = str(banks.split_of(level_hash(banks.import_seeds("MiniGrid-Empty-8x8-v0", [0]).rows))[0])

@@ -129,7 +129,10 @@ def test_the_step_limit_is_minigrids_own_for_every_level(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("wanted", "error", "told"),
     [
-        ({"episodes": 0}, DataError, "at least one"),
+        ({"episodes": 0}, UsageError, f"{DOOR_KEY}: episodes=0. Give at least 1"),
+        ({"episodes": 1.5}, UsageError, f"{DOOR_KEY}: episodes=1.5. Give a whole number"),
+        ({"episodes": 2, "seed": None}, UsageError, "seed=None. Give a whole number"),
+        ({"episodes": 2, "env_id": dict}, UsageError, r"not by a type. .*demonstrate\(make_env, expert, episodes\)"),
         ({"episodes": 2, "horizon": 2}, DataError, "solved only 0 of 5 levels within 2 steps.*raise the horizon"),
         ({"episodes": 2, "env_id": "CartPole-v1"}, UsageError, "No expert for CartPole-v1"),
         ({"episodes": 2, "split": "exam"}, UsageError, "exam"),
@@ -622,10 +625,152 @@ def test_k_actions_are_tried_the_experts_among_them(cache: Path, alternatives: A
     assert branch(demos, k=7).tried.all()
 
 
-@pytest.mark.parametrize("k", [0, 8, -1])
-def test_a_k_that_cannot_be_is_refused(cache: Path, k: int) -> None:
+@pytest.mark.parametrize("k", [0, 8, -1, 1.5])
+def test_a_k_that_cannot_be_is_refused(cache: Path, k: Any) -> None:
     demos = collect_demos(DOOR_KEY, 1, history=2, cache=cache)
     with pytest.raises(UsageError, match=f"k={k}: there are 7 actions"):
         branch(demos, k=k)
     with pytest.raises(UsageError, match="alternatives='best'"):
         branch(demos, k=2, alternatives="best")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"alternatives": "best"}, "alternatives='best': choose 'uniform', 'policy' or 'mixture'"),
+        ({"k": 2, "alternatives": "policy"}, r"alternatives='policy' are the agent's own. Give actor"),
+        ({"k": 2, "alternatives": "mixture"}, r"alternatives='mixture' are the agent's own. Give actor"),
+        ({"horizon": 0}, "branch: horizon=0. Give at least 1"),
+        ({"horizon": 1.5}, "branch: horizon=1.5. Give a whole number"),
+        ({"rng": 3, "k": 2}, r"rng=3 is no generator"),
+        ({"rng": 0}, r"rng=0 is no generator"),
+        ({"actor": 3}, "int cannot act here"),
+    ],
+)
+def test_what_cannot_be_branched_is_refused(demos: Demos, wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        branch(demos, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, gymnasium.make(DOOR_KEY), DOOR_KEY])
+def test_branches_start_from_states(wrong: Any) -> None:
+    with pytest.raises(UsageError, match=f"not from a {type(wrong).__name__}. Collect them with collect_demos"):
+        branch(wrong)
+
+
+def test_without_k_every_action_is_tried_whatever_the_alternatives_are(demos: Demos) -> None:
+    """As a learner's settings may say both."""
+    assert branch(demos, alternatives="policy").tried.all()
+
+
+def test_exactly_the_actions_asked_for_are_tried(demos: Demos) -> None:
+    everything = branch(demos)
+    wanted = np.random.default_rng(0).random((len(demos), 7)) < 0.4
+    wanted[3] = False  # nothing at all
+    some = branch(demos, tried=wanted)
+    assert_equal(some.tried, wanted)
+    assert some.env_steps == wanted.sum()
+    for name in ("future", "revisit", "ended", "action"):
+        assert_equal(getattr(some, name)[wanted], getattr(everything, name)[wanted])
+    assert_equal(some.future[~wanted][:, 0], np.repeat(some.frame[:, None], 7, 1)[~wanted])
+    wanted[:] = True
+    assert not some.tried.all()  # a copy
+    with pytest.raises(UsageError, match=r"k=2 and tried=bool\(\d+, 7\): both say which .* Give one of them"):
+        branch(demos, tried=wanted, k=2)
+    wrong: Any
+    for wrong in (wanted[1:], wanted[:, :6], wanted.astype(np.int64), wanted[0]):
+        with pytest.raises(UsageError, match=rf"give booleans of shape \({len(demos)}, 7\)"):
+            branch(demos, tried=wrong)
+
+
+def test_branches_know_their_environment(demos: Demos) -> None:
+    levels = GridStates.of(import_seeds(DOOR_KEY, range(2)))
+    made = branch(demos)
+    of_states = branch(Simulator(levels, history=1, horizon=9))
+    unknown = branch(Simulator(GridStates(levels.rows, levels.mission()), history=1, horizon=9))
+    assert (made.env_id, of_states.env_id, unknown.env_id) == (DOOR_KEY, DOOR_KEY, "")
+    for kept in (made.take(np.arange(2)), Branches.join([made, made]), mirror_branches(made)):
+        assert kept.env_id == DOOR_KEY
+    copied = demonstrate(Copied, lambda obs: int(obs[0] < 1), 1, horizon=3, mode="deepcopy")
+    assert branch(copied).env_id == branch(replay(copied)).env_id == copied.env_id == "Copied"
+    assert repr(made).startswith(f"Branches({DOOR_KEY}: {len(demos)} states, 7 actions, 1 steps;")
+    assert repr(unknown).startswith("Branches(2 states")
+
+
+# ---- who acts ----
+class Decides:
+    """What a policy has that evaluation asks for."""
+
+    def __init__(self, levels: Any, history: int) -> None:
+        self.observation_space = {"frames": levels.frame_space(history)}
+
+    def actor(self, *, greedy: bool = False) -> Any:
+        return decided if greedy else uniform_actor(3)
+
+
+class Holds:
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    def predict(self, obs: Any) -> Any: ...
+
+
+def test_a_policy_and_what_has_one_act_as_its_actor_does() -> None:
+    levels = import_seeds(DOOR_KEY, range(8))
+    policy: Any = Decides(levels, 2)
+    known: dict[str, Any] = {"history": 2, "horizon": int(engine.max_steps(levels.rows).max())}
+    for deterministic in (True, False):
+        act = decided if deterministic else uniform_actor(3)
+        wanted = evaluate(levels, act, **known, rng=np.random.default_rng(0), deterministic=deterministic)
+        for agent in (policy, Holds(policy)):  # which know their history, as the levels know their limit
+            assert_equal(evaluate(levels, agent, deterministic=deterministic), wanted)
+    states = Simulator(GridStates.of(levels), history=2, horizon=9)
+    ours, theirs = (
+        practise(states, agent, steps=4, rng=np.random.default_rng(0))[0].state_hash()
+        for agent in (policy, uniform_actor(3))
+    )
+    assert_equal(ours, theirs)
+    ours, theirs = (branch(states, horizon=3, actor=agent) for agent in (policy, uniform_actor(3)))
+    assert_equal(vars(ours), vars(theirs))
+
+
+def test_what_cannot_be_evaluated_is_refused() -> None:
+    levels = import_seeds(DOOR_KEY, range(2))
+    policy: Any = Decides(levels, 2)
+    wrong: Any
+    for wrong in (Holds(None), Holds(policy).predict, policy.actor, None):
+        with pytest.raises(UsageError, match=r"cannot act here. Give a HeadstartPolicy, .* such as policy\.actor\(\)"):
+            evaluate(levels, wrong, history=2, horizon=9)
+    with pytest.raises(UsageError, match="Give history"):
+        evaluate(levels, decided)
+    with pytest.raises(UsageError, match=rf"looks at 3 frames of {DOOR_KEY}, .* shown 5 frames of {DOOR_KEY}"):
+        evaluate(levels, policy, history=4)
+    task = demonstrate(Copied, lambda obs: int(obs[0] < 1), 1, horizon=3, mode="deepcopy").task
+    assert task is not None
+    with pytest.raises(UsageError, match=r"looks at 3 frames of .*, and would be shown 3 frames of Copied"):
+        evaluate(task.levels("test", 1), policy)
+    unplayable: list[dict[str, Any]] = [{"history": 1.5}, {"history": 2, "horizon": 0}, {"history": 2, "rng": 0}]
+    for settings in unplayable:
+        name, value = list(settings.items())[-1]
+        with pytest.raises(UsageError, match=f"{name}={value}"):
+            evaluate(levels, decided, **settings)
+
+
+def test_what_is_no_levels_is_told_which_to_give(demos: Demos) -> None:
+    own: Any = demonstrate(Copied, lambda obs: int(obs[0] < 1), 1, horizon=3, mode="deepcopy")
+    of_door_key = rf'Give bank\("{DOOR_KEY}", "test", 1000\)'
+    wrong: Any
+    for wrong, told in (
+        (DOOR_KEY, rf"not a str\. {of_door_key}"),
+        (demos, rf"not a Demos\. {of_door_key}"),
+        (own, r'not a Demos\. Give demos\.task\.levels\("test", 1000\)'),
+        (Copied(), r'not a Copied\. Give bank\(env_id, "test", 1000\), or demos\.task\.levels\("test", 1000\)'),
+    ):
+        with pytest.raises(UsageError, match=told):
+            evaluate(wrong, decided, history=2)
+
+
+def test_swapped_arguments_are_named(demos: Demos, tmp_path: Path) -> None:
+    wrong: Any = tmp_path / "demos.npz"
+    with pytest.raises(UsageError, match=r"save_demos\(path, demos\) saves demonstrations, and not a \w*Path"):
+        save_demos(demos, wrong)  # type: ignore[arg-type]

@@ -167,7 +167,7 @@ def test_bad_observations_are_named(demos: Demos) -> None:
     obs = {name: value.copy() for name, value in demos.obs.items()}
     second = int(demos.length[0]) + 1
     obs["frames"][second, -1, :4] = np.array([np.inf], np.float32).view(np.uint8)
-    with pytest.raises(Diverged, match=r"not finite in demonstration 1 \(seed \d+\), step 1\."):
+    with pytest.raises(Diverged, match=r"not finite in demonstration 1 \(seed \d+\), step 1,"):
         Demos(**{**vars(demos), "obs": obs})
 
 
@@ -240,12 +240,83 @@ def test_they_are_shown_in_a_line(demos: Demos) -> None:
     assert repr(demos) == f"Demos({demos.env_id}: {len(demos.length)} episodes, {len(demos)} states)"
     made = branch(demos)
     n, a, h = made.action.shape
-    assert repr(made) == f"Branches({n} states, {a} actions, {h} steps; {made.env_steps} environment steps)"
+    assert repr(made) == f"Branches(Reach: {n} states, {a} actions, {h} steps; {made.env_steps} environment steps)"
 
 
 def test_none_is_too_few() -> None:
-    with pytest.raises(DataError, match="0 demonstrations were asked for"):
+    with pytest.raises(UsageError, match=r"Reach: episodes=0\. Give at least 1"):
         demonstrate(Reach, expert, 0, horizon=5)
+
+
+def test_what_is_whole_counts() -> None:
+    three: Any = 3.0
+    assert len(demonstrate(Reach, expert, three, horizon=5, mode="deepcopy").length) == 3
+    half: Any = 2.5
+    with pytest.raises(UsageError, match=r"Reach: episodes=2\.5\. Give a whole number"):
+        demonstrate(Reach, expert, half, horizon=5)
+    with pytest.raises(UsageError, match=r"Reach: horizon=2\.5\. Give a whole number"):
+        demonstrate(Reach, expert, 1, horizon=half)
+
+
+def test_forces_are_clipped_to_what_agents_can_reach() -> None:
+    """As Stable-Baselines3 does for its own policies."""
+    demos = demonstrate(Reach, lambda obs: 7 * np.sign(expert(obs)), 4, horizon=9, mode="deepcopy")
+    assert demos.exact is not None
+    assert set(demos.exact.reshape(-1).tolist()) == {-1.0, 1.0}
+    states = replay(demos)
+    states.step(demos.action, list(demos.exact))
+    future = branch(demos).future[np.arange(len(demos)), demos.action, 0]
+    np.testing.assert_array_equal(states.frame(), future)
+
+
+def test_who_cannot_demonstrate_is_told_so() -> None:
+    class Sklearn:
+        def predict(self, X: Any) -> Any:  # noqa: N803
+            return np.zeros((1, 1))
+
+    wrong: Any
+    for wrong, told in (
+        (None, "policy=None: give a function from observations to actions, or what has .predict"),
+        (Sklearn(), r"predict\(\) of a Sklearn takes no deterministic="),
+    ):
+        with pytest.raises(UsageError, match=told):
+            demonstrate(Reach, wrong, 1, horizon=5)
+
+
+def test_of_pixels_it_is_said_once_that_no_convolution_reads_them() -> None:
+    class Screen(Pairs):
+        observation_space = spaces.Dict({"screen": spaces.Box(0, 255, (3, 32, 40), np.uint8)})
+
+        def look(self) -> Any:
+            return {"screen": np.full((3, 32, 40), 9, np.uint8)}
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        demos = demonstrate(Screen, lambda obs: np.array([0, 1]), 1, horizon=5)
+        branch(demos)
+        make_vec_env(demos, 2).reset()
+    assert [str(one.message)[:54] for one in said] == ["Screen: its pixels are read by a multilayer perceptron"]
+
+
+def test_the_step_limit_of_a_minigrid_is_its_own() -> None:
+    class Other(gymnasium.Wrapper):
+        """So that it has to run in Python."""
+
+    demos = demonstrate(lambda: Other(gymnasium.make("MiniGrid-Empty-5x5-v0")), lambda obs: 0, 1, mode="deepcopy")
+    assert demos.horizon == 100 == len(demos)
+    with pytest.raises(UsageError, match=r"no step limit that is the same in every episode\. Give horizon"):
+        demonstrate(lambda: Other(gymnasium.make("BabyAI-GoToLocal-v0")), lambda obs: 0, 1, mode="deepcopy")
+
+
+def test_numbers_too_large_for_a_float32_are_said_to_be_so() -> None:
+    class Large(Pairs):
+        observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+
+        def look(self) -> Any:
+            return np.array([1e300])
+
+    with np.errstate(over="ignore"), pytest.raises(Diverged, match=r"too large for a float32, .* Scale it down"):
+        demonstrate(Large, lambda obs: np.array([0, 1]), 1, horizon=3, mode="deepcopy")
 
 
 def test_a_step_limit_is_needed() -> None:

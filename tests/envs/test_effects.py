@@ -16,7 +16,7 @@ from headstart.envs.effects import ACTIONS, EFFECTS, effects, explain
 from headstart.envs.errors import UsageError
 from headstart.envs.experts import expert_for
 from headstart.envs.mirror import mirror_frame
-from headstart.envs.spaces import Layout
+from headstart.envs.spaces import Choices, Layout
 
 IDS = [
     "MiniGrid-DoorKey-8x8-v0",
@@ -210,3 +210,10 @@ def test_it_is_compared_with_the_best_that_does_something_else() -> None:
     assert explain(situation(18), np.array([0, 1]), np.array([0.0, 1.5]), ("wait", "go")) == (
         "go: moves on; preferred over wait, which changes nothing, by 1.5"
     )
+
+
+def test_actions_of_a_python_environment_have_numbers_even_in_a_grid() -> None:
+    """A wrapper may have numbered them anew."""
+    choices = Choices.of(gymnasium.spaces.Discrete(3))
+    said = explain(situation(engine.EMPTY), np.array([1, 0, 0]), np.array([1.0, 0.0, -1.0]), choices=choices)
+    assert said == "action 0: moves on; preferred over action 1, which changes nothing, by 1.0"

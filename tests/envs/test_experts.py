@@ -319,6 +319,8 @@ def test_ids_without_an_expert_are_refused_with_the_reason(env_id, reason):
 def test_refusal_suggests_close_names():
     with pytest.raises(UsageError, match=r"Did you mean .*MiniGrid-DoorKey-8x8-v0"):
         expert_for("MiniGrid-DorKey-8x8-v0")
+    with pytest.raises(UsageError, match=r"Did you mean MiniGrid-KeyCorridorS3R3-v0\?"):
+        expert_for("key_corridor")
 
 
 class WiderBlockedUnlockPickup(BlockedUnlockPickupEnv):

@@ -62,6 +62,14 @@ class Walk(gymnasium.Env):
         return 1.0
 
 
+class Counted(Walk):
+    steps = 0
+
+    def step(self, action: Any):
+        Counted.steps += 1
+        return super().step(action)
+
+
 class GlobalNumpy(Walk):
     def noise(self):
         return float(np.random.rand() < 0.5)  # noqa: NPY002
@@ -175,6 +183,18 @@ def test_gymnasium_environments_are_forked_exactly_in_every_mode(env_id):
 
 def test_a_wrapped_minigrid_is_forked_exactly_in_every_mode():
     assert set(choose_fork_mode(make_wrapped, steps=120, states=6).branches_per_second) == set(MODES)
+
+
+def test_replay_is_the_last_resort_where_not_all_modes_are_asked_for():
+    """It takes most of the steps."""
+    steps = []
+    for all_modes in (True, False):
+        Counted.steps = 0
+        report = choose_fork_mode(Counted, all_modes=all_modes)
+        steps.append(Counted.steps)
+    assert set(report.branches_per_second) == {"deepcopy", "pickle"}
+    assert 1000 < steps[1] < 0.6 * steps[0]
+    assert choose_fork_mode(Handle, all_modes=False).mode == "replay"
 
 
 @pytest.mark.parametrize(("env", "generator"), [(GlobalNumpy, "np.random"), (GlobalRandom, "random")])

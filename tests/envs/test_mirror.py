@@ -202,10 +202,11 @@ def test_a_mirror_in_a_mirror_changes_nothing() -> None:
         revisit=rng.random((5, 7)) < 0.5,
         ended=rng.random((5, 7, 2)) < 0.5,
         env_steps=0,
+        env_id="somewhere",
     )
     np.testing.assert_equal(vars(mirror_branches(mirror_branches(whole))), vars(whole))
     for once, before in zip(vars(mirror_branches(whole)).values(), vars(whole).values(), strict=True):
-        assert isinstance(once, dict | int) or once.dtype == before.dtype
+        assert isinstance(once, dict | int | str) or once.dtype == before.dtype
     assert {name: value.dtype for name, value in mirror_obs(obs).items()} == dict.fromkeys(obs, np.dtype(np.uint8))
 
 

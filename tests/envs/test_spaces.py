@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from headstart.envs import engine
 from headstart.envs.errors import DataError, UsageError
-from headstart.envs.spaces import GRID, MAX_ACTIONS, Choices, FrameSpace, Layout, Part
+from headstart.envs.spaces import GRID, MAX_ACTIONS, MAX_BYTES, Choices, FrameSpace, Layout, Part, is_picture
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
@@ -90,6 +91,28 @@ def test_observations_that_cannot_be_learned_from_are_refused_by_name() -> None:
         Layout.of(spaces.Dict({"at": spaces.Discrete(5000)}), "Lake")
     with pytest.raises(UsageError, match=r"Lake: its observation is a Graph, which no frame can hold"):
         Layout.of(spaces.Graph(BOX, None), "Lake")
+    with pytest.raises(
+        UsageError, match=r"Lake: its observation .* has 150528 bytes. .* resizes it to at most 130048 b"
+    ):
+        Layout.of(spaces.Box(0, 255, (224, 224, 3), np.uint8), "Lake")
+    assert engine.frame_hash(np.zeros((1, MAX_BYTES + 1024), np.uint8)).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("space", "picture"),
+    [
+        (spaces.Box(0, 255, (84, 84), np.uint8), True),
+        (spaces.Box(0, 255, (84, 84, 3), np.uint8), True),
+        (spaces.Box(0, 255, (4, 32, 32), np.uint8), True),
+        (spaces.Box(0, 255, (31, 84, 3), np.uint8), False),
+        (spaces.Box(0, 255, (7, 7, 3), np.uint8), False),
+        (spaces.Box(0, 1, (84, 84, 3), np.float32), False),
+        (spaces.Box(0, 255, (4096,), np.uint8), False),
+        (spaces.Discrete(7), False),
+    ],
+)
+def test_what_looks_like_pixels(space: spaces.Space, picture: bool) -> None:
+    assert is_picture(space) == picture
 
 
 def test_a_space_of_frames_keeps_its_layout() -> None:

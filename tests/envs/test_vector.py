@@ -257,10 +257,28 @@ def test_wrong_actions_are_refused(action: np.ndarray) -> None:
         env.step(action)
 
 
-@pytest.mark.parametrize("wrong", [{"n_envs": 0}, {"horizon": 0}, {"history": -1}, {"history": 0}])
-def test_wrong_numbers_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match=next(iter(wrong))):
-        HeadstartVecEnv(LEVELS[EMPTY], **wrong)
+@pytest.mark.parametrize(
+    "wrong",
+    [*({"n_envs": n} for n in (0, 1.5, "2")), {"horizon": 0}, {"history": -1}, {"history": 0}, {"seed": -1}],
+)
+def test_wrong_numbers_are_refused(wrong: dict[str, Any]) -> None:
+    for kind in (HeadstartVecEnv, HeadstartVectorEnv)[: 1 if wrong == {"history": 0} else 2]:
+        with pytest.raises(UsageError, match=f"{EMPTY}: {next(iter(wrong))}="):
+            kind(LEVELS[EMPTY], **wrong)
+
+
+def test_what_no_vector_environment_can_be_made_of_is_told_another_way() -> None:
+    def make_env() -> gymnasium.Env:
+        return gymnasium.make("CartPole-v1")
+
+    wrong: Any
+    for wrong in (make_env, make_env(), dict, None):
+        with pytest.raises(UsageError, match=rf"not a {type(wrong).__name__}\. .*use demonstrate\(make_env, \.\.\.\)"):
+            make_vec_env(wrong)
+    with pytest.raises(UsageError, match=r"DorKey.*Did you mean MiniGrid-DoorKey-5x5-v0"):
+        make_vec_env("MiniGrid-DorKey-5x5-v0")
+    with pytest.raises(UsageError, match=r"n_levels=1\.5\. Give a whole number"):
+        make_vec_env(EMPTY, n_levels=1.5)  # type: ignore[arg-type]
 
 
 def test_what_would_have_no_effect_is_refused() -> None:
