@@ -46,9 +46,7 @@ VARIANTS = (
     "walks=0",
     "rounds=0",
     "rounds=1",
-    "states=500",  # which states are chosen can matter only where few are
-    "states=500 where=uncertain",
-    "states=500 where=disputed",
+    "states=500",
 )
 CURVE = ("rl_start", "rl_area", "rl_minimum", "rl_end", "steps_to_80", "steps_to_95")
 """Facts of a curve that are written, as curves.py says them: steps_to_* count those before RL too."""

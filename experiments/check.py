@@ -32,6 +32,7 @@ from headstart.envs import levels
 from headstart.envs.collect import branch
 from headstart.envs.episode import MODES, Episode, close, env_name, make_new
 from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError
+from headstart.envs.experts import known_experts
 from headstart.envs.fork import ForkReport, choose_fork_mode
 from headstart.envs.frames import FrameReader
 from headstart.envs.simulator import GridStates, Simulator
@@ -220,12 +221,12 @@ def _report_fork(fork: ForkReport) -> None:
 
 def _report_next(target: str, mode: str, compiled: bool, limited: bool) -> None:
     """A few lines of Python that run as they are printed, but for the policy that only the user can give."""
-    if compiled and not _names_function(target):
+    if target in known_experts():
         code = [
-            "from headstart.envs.banks import bank",
-            "from headstart.envs.simulator import GridStates, Simulator",
-            f'states = GridStates.of(bank("{target}", "train", 1000))',
-            "simulator = Simulator(states, history=4, horizon=200)",
+            "from headstart.envs import branch, collect_demos, make_vec_env",
+            f'env = make_vec_env("{target}", n_envs=64, seed=0)',
+            f'demos = collect_demos("{target}", episodes=8, seed=0)',
+            "branches = branch(demos)",
         ]
     else:
         horizon = "" if limited else ", horizon=200"
@@ -236,6 +237,6 @@ def _report_next(target: str, mode: str, compiled: bool, limited: bool) -> None:
             f'demos = demonstrate(make_env, policy, episodes=10, mode="{mode}"{horizon})  # policy: obs -> action',
             "branches, env = branch(demos), make_vec_env(demos)",
         ]
-        if compiled:
+        if compiled and _names_function(target):
             code.insert(0, "# gymnasium.register() it: an environment that has an id can be run by the engine")
     _line("next", "\n".join(code))

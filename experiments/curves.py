@@ -6,16 +6,19 @@ the states that the policy itself came to. The first point is the warm start, so
 between points, and no more certain than the number of levels allows: nothing is smoothed or interpolated.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
-__all__ = ["LEVELS", "Race", "area_under", "curve_facts", "race", "steps_to"]
+__all__ = ["FIXED", "LEVELS", "Race", "area_under", "curve_facts", "median_steps", "race", "steps_to"]
 
 LEVELS = (50, 80, 95)
 """Success, in percent, that is waited for."""
+FIXED = (80, 90, 95)
+"""Success, in percent, to which all arms are compared, whatever others reach."""
 GOAL = 0.95
 """Success at which a race is over; at the best that both reach, if that is less."""
 
@@ -27,7 +30,8 @@ def curve_facts(points: list[Point]) -> dict[str, Any]:
 
     rl_start, rl_end: success of the first and of the last point.
     rl_minimum: the lowest after the actor had begun to move; rl_kl_at_minimum, rl_kl_end: the KL there and at the end.
-    rl_steps_to_regain: steps of RL to the first point after the minimum that is at least as good as the start.
+    rl_steps_to_regain: steps of RL to the first point after the minimum that is at least as good as the start;
+        0 if none was worse.
     rl_steps_to_pass: steps of RL to the first point that is better than the start.
     steps_to_50, _80, _95: environment steps, everything counted, to the first point with that success.
     rl_area: mean success over the steps of RL.
@@ -42,7 +46,7 @@ def curve_facts(points: list[Point]) -> dict[str, Any]:
         "rl_end": points[-1]["success"],
         "rl_kl_at_minimum": lowest and lowest.get("kl"),
         "rl_kl_end": points[-1].get("kl"),
-        "rl_steps_to_regain": steps_to(after, start),
+        "rl_steps_to_regain": 0 if lowest and lowest["success"] >= start else steps_to(after, start),
         "rl_steps_to_pass": next((point["rl_steps"] for point in moved if point["success"] > start), None),
         "rl_area": area_under(points),
         **{f"steps_to_{level}": steps_to(points, level / 100, "env_steps") for level in LEVELS},
@@ -52,6 +56,13 @@ def curve_facts(points: list[Point]) -> dict[str, Any]:
 def steps_to(points: list[Point], success: float, steps: str = "rl_steps") -> int | None:
     """Steps at the first point with at least this success."""
     return next((point[steps] for point in points if point["success"] >= success), None)
+
+
+def median_steps(seeds: Mapping[int, list[Point]], success: float, steps: str = "rl_steps") -> tuple[float, int]:
+    """Steps to this success, median over seeds, of which those that never come to it are infinite; and how many do."""
+    found = [steps_to(curve, success, steps) for curve in seeds.values()]
+    there = [at for at in found if at is not None]
+    return median([*there, *[math.inf] * (len(found) - len(there))]), len(there)
 
 
 def area_under(points: list[Point]) -> float:
@@ -66,6 +77,9 @@ def area_under(points: list[Point]) -> float:
 @dataclass(frozen=True)
 class Race:
     """Two arms on the same seeds, each to the goal or, where one of them stays below it, to the best that both reach.
+
+    That best is the slower arm's own, which it meets late by construction: the race favours the faster one, and steps
+    to fixed levels (`median_steps`) favour nobody.
 
     levels: success that was raced to on each seed, in `seeds`' order. rewarded, counted: steps of RL, and all
     environment steps with those before RL, of the first arm and of the second.

@@ -23,9 +23,9 @@ from headstart.experiments.intervals import (
     FEWEST_SEEDS,
     Estimate,
     Interval,
-    bootstrap_interval,
     estimate,
     interquartile_mean,
+    mean_interval,
     mean_of_means,
     paired_interval,
     probability_of_improvement,
@@ -102,7 +102,8 @@ class Runs:
 
     summaries: in the table's order. evaluation: a row per arm, seed, after_rl (0 or 1), levels, instruction and mode.
     curves: arm, then seed, to the points of its learning curve. unfinished: as arm/seed.
-    facts: the settings in `SAME`, the variants with their episodes, the instructions, the steps of RL.
+    facts: the settings in `SAME`, the variants with their episodes, the instructions, and the steps of RL as
+        they were asked for.
     """
 
     summaries: list[Summary]
@@ -147,7 +148,8 @@ def read_runs(directory: Path) -> Runs:
         ours["variants"] = {row["levels"]: row["episodes"] for row in ran if row["levels"] != TEST}
         ours["instructions"] = [name for name in INSTRUCTIONS if any(row["instruction"] == name for row in ran)]
         if summary["rl_steps"]:
-            ours["rl_steps"] = summary["rl_steps"]
+            # as asked for: the last rollout is always ended, and rollouts differ in length
+            ours["rl_steps"] = config["rl"]["steps"]
             points = storage.load_json(path / "curve.json", kind="curve", schema=SCHEMA)
             curves.setdefault(summary["arm"], {})[summary["seed"]] = points
         for name, value in ours.items():
@@ -320,8 +322,8 @@ class Score:
 
     @property
     def interval(self) -> Interval:
-        """95 % bootstrap interval of the mean over seeds; None under five."""
-        return bootstrap_interval(self.success)
+        """95 % t interval of the mean over seeds; None under five."""
+        return mean_interval(self.success)
 
 
 # ---- one environment ----
@@ -401,7 +403,7 @@ def study_rows(summaries: Iterable[Summary], scale: tuple[float, float]) -> list
     """A row of plain numbers per arm, baselines first; None where an arm has no such number.
 
     scale: success of random play and of the expert, for the column ``scaled`` of an arm's better mode.
-    ``_low`` and ``_high`` bound the mean over seeds (bootstrap, 95 %). ``dip``: the deepest fall of any seed's PPO
+    ``_low`` and ``_high`` bound the mean over seeds (t, 95 %). ``dip``: the deepest fall of any seed's PPO
     curve below its warm start, counted after its actor has begun to move.
     """
     rows = []
@@ -414,7 +416,9 @@ def study_rows(summaries: Iterable[Summary], scale: tuple[float, float]) -> list
         for mode in SHOWN_MODES:
             row |= _estimate(f"success_{mode}", [s[f"success_{mode}"] for s in runs])
         row["better_mode"] = mode = better_mode(runs)
-        row |= _estimate("scaled", [scaled(s[f"success_{mode}"], *scale) for s in runs])
+        for end in ("", "_low", "_high"):
+            success = row[f"success_{mode}{end}"]
+            row[f"scaled{end}"] = None if success is None else scaled(success, *scale)
         row["updates"] = _whole_mean([s["updates"] for s in runs])
         row["expert_steps"] = _whole_mean([s["expert_steps"] for s in runs])
         row["env_steps_before_rl"] = _whole_mean([s["env_steps"] - s["rl_steps"] for s in runs])
@@ -518,7 +522,7 @@ def place(arm: str) -> tuple[int, str]:
 
 
 def _estimate(name: str, values: Sequence[float]) -> Row:
-    low, high = bootstrap_interval(values) or (None, None)
+    low, high = mean_interval(values) or (None, None)
     return {name: float(np.mean(values)) if values else None, f"{name}_low": low, f"{name}_high": high}
 
 

@@ -8,6 +8,7 @@ from headstart.envs.instructions import ALTERATIONS, has_instructions
 from headstart.envs.registry import Environment
 from headstart.envs.simulator import GridStates
 from headstart.experiments.arms import Arm
+from headstart.experiments.doctor import available_cores
 from headstart.experiments.finetune import RL
 
 __all__ = ["MODES", "RL", "Exam", "Experiment", "exams", "plan", "seconds"]
@@ -125,7 +126,8 @@ def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:
             fit, time = f"the warm start of {twin}", time - _fit_seconds(arm)
         lines.append(f"  {name:{width}}  {fit}" + (f", then PPO for {experiment.rl.steps:,} steps" if arm.rl else ""))
         times += [time] * len(seeds)
-    minutes = max(1, round(max(sum(times) / processes, *times) / 60))
+    at_once = min(processes, available_cores())
+    minutes = max(1, round(max(sum(times) / at_once, *times) / 60))
     megabytes = 3 * len(times)
     lines.append(f"about {minutes} minute{'s' if minutes > 1 else ''} in {processes} processes, about {megabytes} MB")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from stable_baselines3 import PPO as StablePPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from headstart.envs import storage
@@ -35,6 +36,8 @@ __all__ = ["RL", "fine_tune", "load_policy", "new_model", "save_policy"]
 SCHEMA = 1
 CHECKPOINT_EVERY = 8
 """Rollouts between two checkpoints."""
+PASSED_ON = ("learning_rate", "gamma", "gae_lambda", "clip_range", "normalize_advantage", "vf_coef", "max_grad_norm")
+"""Settings of Stable-Baselines3's PPO that ours leaves as they are there."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,12 @@ class RL:
 
     @property
     def decided(self) -> dict[str, Any]:
-        """All that it depends on, by name: the defaults of our PPO or GRPO too, which may be others one day."""
-        algorithm = PPO if self.algorithm == "ppo" else GRPOConfig
-        parameters = inspect.signature(algorithm).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY or self.algorithm == "grpo"}
+        """All that it depends on, by name: defaults too, ours and Stable-Baselines3's, which may be others one day."""
+        if self.algorithm == "grpo":
+            return dataclasses.asdict(self) | {"settings": dataclasses.asdict(GRPOConfig(**self.settings))}
+        ours, theirs = inspect.signature(PPO).parameters, inspect.signature(StablePPO).parameters
+        defaults = {p.name: p.default for p in ours.values() if p.kind is p.KEYWORD_ONLY}
+        defaults |= {name: theirs[name].default for name in PASSED_ON}
         return dataclasses.asdict(self) | {"settings": defaults | self.settings}
 
 
@@ -110,13 +115,13 @@ class Compared:
     """
 
     def __init__(self, policy: HeadstartPolicy, start: HeadstartPolicy):
-        self.policy, self.start = policy, start
+        self.now, self.start = policy, start  # not self.policy: `evaluate` would let that act, and compare nothing
         self.memo, self.memo_of_start = Memo(), Memo()
         self.calls, self.nats, self.states = 0, 0.0, 0
 
     def __call__(self, obs: Obs, rng: np.random.Generator) -> NDArray[np.int64]:
-        with self.policy.remembering(self.memo):
-            p = self.policy.probabilities(obs)
+        with self.now.remembering(self.memo):
+            p = self.now.probabilities(obs)
         if self.calls % 10 == 0:
             with self.start.remembering(self.memo_of_start):
                 q = self.start.probabilities(obs)

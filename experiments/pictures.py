@@ -118,11 +118,16 @@ class Label:
 
 
 def _draw_curve(axes: "Axes", arm: str, look: Look, seeds: dict[int, list[Row]]) -> Label:
-    """The mean over seeds, and a band from the lowest to the highest; points that not all seeds have are left out."""
-    curves = [{point["rl_steps"]: point for point in curve} for curve in seeds.values()]
-    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-    steps = np.array([[curve[at]["env_steps"] for at in shared] for curve in curves]).mean(axis=0)  # (points,)
-    success = np.array([[curve[at]["success"] for at in shared] for curve in curves])  # (seeds, points)
+    """The mean over seeds, and a band from the lowest to the highest, over the steps of RL that all seeds have.
+
+    Seeds whose points lie elsewhere, as GRPO's do, are interpolated between them.
+    """
+    columns = ("rl_steps", "env_steps", "success")
+    curves = [np.array([[point[name] for point in curve] for name in columns]) for curve in seeds.values()]
+    everywhere = np.unique(np.concatenate([at for at, _, _ in curves]))
+    shared = everywhere[everywhere <= min(at[-1] for at, _, _ in curves)]
+    steps = np.mean([np.interp(shared, at, taken) for at, taken, _ in curves], axis=0)  # (points,)
+    success = np.array([np.interp(shared, at, success) for at, _, success in curves])  # (seeds, points)
     mean = success.mean(axis=0)
     strong = look.strong
     if len(curves) > 1:

@@ -5,7 +5,7 @@ seed; its artefact carries a key made of these, and the same command again skips
 
     runs/door_key/demos/seed0/demos.npz
     runs/door_key/<arm>/seed0/   config.json        everything that was decided, before anything ran
-                                 versions.json      packages, commit, command (volatile)
+                                 versions.json      packages, commit, command that have made it (volatile)
                                  timing.json        seconds that the fit has taken, and whose it was (volatile)
                                  warm_start.*       weights (safetensors) and what the fit has cost (JSON)
                                  metrics.csv        losses of the fit
@@ -372,7 +372,9 @@ def _keep_config(run: Run) -> None:
                 "Use the old settings to go on, --fresh to start over, or another --out."
             )
     storage.save_json(path, config, kind="configuration", schema=SCHEMA)
-    storage.save_json(run.directory / "versions.json", _versions(run), kind="versions", schema=SCHEMA)
+    ends = ("summary.json", "policy.safetensors") if "rl" in config else ("summary.json",)
+    if not all(storage.exists(run.directory / name) for name in ends):  # else they say what has made what is there
+        storage.save_json(run.directory / "versions.json", _versions(run), kind="versions", schema=SCHEMA)
 
 
 def _versions(run: Run) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from headstart.envs import storage
 from headstart.envs.banks import bank
 from headstart.envs.processes import end_with_parent
+from headstart.experiments.doctor import available_cores
 from headstart.experiments.experiment import Experiment, seconds
 from headstart.experiments.pipeline import Run, demonstrate, fit_together, is_fitted, run_arm
 
@@ -50,7 +51,9 @@ def run_all(
     levels(experiment)
     for seed in seeds:
         demo_run = Run(experiment, next(iter(experiment.arms)), seed, out)
-        with storage.lock(demo_run.demos_path.parent):
+        # who only reads them is in nobody's way
+        written = storage.exists(demo_run.demos_path)
+        with contextlib.nullcontext() if written else storage.lock(demo_run.demos_path.parent):
             demonstrate(demo_run)
     return _in_processes(runs, processes, _to_be_fitted(runs, together), compiled=compiled)
 
@@ -95,6 +98,7 @@ def _in_processes(
         total=sum(weight.values()), bar_format="{percentage:3.0f}% |{bar}| {elapsed} of about {postfix}", disable=None
     )
     started = time.monotonic()
+    cores = min(processes, available_cores())
     with ProcessPoolExecutor(min(processes, len(runs)), context, initializer=_worker, initargs=(reports,)) as pool:
         waiting: dict[Future[list[Any]], list[Run]] = {}
         waiting |= {pool.submit(_fit_in_worker, group, compiled): group for group in groups}
@@ -120,7 +124,7 @@ def _in_processes(
                             tqdm.write(_line(outcome, time.monotonic() - started))
                 bar.n = sum(weight[d] * share for d, share in done.items())
                 share = bar.n / bar.total
-                left = (time.monotonic() - started) * (1 / share - 1) if share > 0.02 else bar.total / processes
+                left = (time.monotonic() - started) * (1 / share - 1) if share > 0.02 else bar.total / cores
                 bar.set_postfix_str(tqdm.format_interval(time.monotonic() - started + left), refresh=True)
                 time.sleep(0.2)
         except BaseException:
@@ -169,7 +173,12 @@ def _fit_in_worker(runs: list[Run], compiled: bool) -> list[BaseException | None
 
 
 def _reporting(run: Run) -> Run:
-    return dataclasses.replace(run, progress=lambda share: _reports.put((run.directory, share)))
+    def progress(share: float) -> None:
+        # an interrupted parent has taken the queue with it, and this process still has a checkpoint to write
+        with contextlib.suppress(OSError, EOFError):
+            _reports.put((run.directory, share))
+
+    return dataclasses.replace(run, progress=progress)
 
 
 def _empty(directories: list[Path]) -> None:

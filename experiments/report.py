@@ -1,6 +1,7 @@
 """The report of one environment: finished runs in, tables, CSV files and pictures out. No stage knows of it.
 
-    runs/door_key/report/   table.md        a row per arm, the difference that counts, other levels, other instructions
+    runs/door_key/report/   table.md        a row per arm, the difference that counts, steps to fixed levels of success,
+                                            other levels, other instructions
                             results.csv     a row per arm and seed: its summary
                             evaluation.csv  a row per arm, seed, before or after RL, levels, instruction and mode
                             curves.csv      a row per arm, seed and point of a learning curve
@@ -12,6 +13,7 @@ What the numbers are: evidence.py. How they are drawn: pictures.py.
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +22,7 @@ from pathlib import Path
 
 from headstart.envs import storage
 from headstart.experiments import pictures
-from headstart.experiments.curves import race
+from headstart.experiments.curves import FIXED, Point, median_steps, race
 from headstart.experiments.evidence import (
     BASELINES,
     MEAN,
@@ -97,16 +99,16 @@ def _text(runs: Runs, rows: Sequence[Row]) -> str:
         f"({100 * expert:.1f} % of levels) is 1.",
     ]
     if any(row["seeds"] >= FEWEST_SEEDS for row in rows):
-        parts.append("In brackets: 95 % bootstrap interval of the mean over seeds.")
+        parts.append("In brackets: 95 % t interval of the mean over seeds, within 0 and 100 %.")
     else:
         parts.append(f"No intervals: they need {FEWEST_SEEDS} seeds.")
     if "rl_steps" in facts:
         parts.append(
-            f"PPO: {facts['rl_steps']:,} environment steps; sampled policy. Deepest dip: percentage points below the "
-            "warm start on validation levels, in the worst seed, once the actor moves."
+            f"PPO: {facts['rl_steps']:,} environment steps and the rest of a rollout; sampled policy. Deepest dip: "
+            "percentage points below the warm start on validation levels, in the worst seed, once the actor moves."
         )
     parts += _comparisons(runs, "success")
-    parts += _races(runs)
+    parts += _steps(runs) + _races(runs)
     if facts["variants"]:
         parts += _out_of_distribution(runs)
     if len(facts["instructions"]) > 1:
@@ -122,6 +124,29 @@ def _comparisons(runs: Runs, measure: str) -> list[str]:
     found = [*comparisons(runs.summaries, measure), gap(runs.summaries, measure)]
     lines = [f"- {line}" for line in found if line is not None]
     return ["\n".join(lines)] if lines else []
+
+
+def _steps(runs: Runs) -> list[str]:
+    """Steps to fixed levels of success, a row per arm with a curve; [] if there is none."""
+    if not runs.curves:
+        return []
+    lines = [
+        ("PPO from scratch" if arm == "scratch" else f"{arm} + PPO", *(_steps_to(seeds, level) for level in FIXED))
+        for arm, seeds in runs.curves.items()
+    ]
+    return [
+        "## How soon PPO gets there",
+        "Steps with reward to the first point with so much success on validation levels, in brackets with those before "
+        "RL, medians over seeds; and the seeds that come to it. -: at least half of them never do.",
+        table(("policy", *(f"{level} %" for level in FIXED)), lines),
+    ]
+
+
+def _steps_to(seeds: Mapping[int, list[Point]], level: int) -> str:
+    steps, there = median_steps(seeds, level / 100)
+    counted, _ = median_steps(seeds, level / 100, "env_steps")
+    found = "-" if math.isinf(steps) else f"{steps:,.0f} ({counted:,.0f})"
+    return f"{found}, {there} of {len(seeds)}"
 
 
 def _races(runs: Runs) -> list[str]:

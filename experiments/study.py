@@ -43,7 +43,7 @@ from headstart.experiments.evidence import (
     read_runs,
     scaled,
 )
-from headstart.experiments.intervals import FEWEST_SEEDS, Estimate, Interval, bootstrap_interval
+from headstart.experiments.intervals import FEWEST_SEEDS, Estimate, Interval, mean_interval
 from headstart.experiments.report import as_csv, in_brackets, table
 
 __all__ = ["Claim", "Study", "Written", "claims", "study", "study_directories", "write_study"]
@@ -323,13 +323,13 @@ def _text(found: Study) -> str:
 
 def _how_intervals_are_made() -> str:
     return (
-        f"Intervals are of 95 % and need {FEWEST_SEEDS} seeds. In an environment: bootstrap of its seeds for success, "
-        "paired t for differences. Over environments, which all count the same: bootstrap of environments, then of the "
-        f"seeds of each; they need {FEWEST_ENVIRONMENTS} environments with {FEWEST_SEEDS} seeds. IQM: interquartile "
-        "mean of all runs of an arm, scaled so that random play is 0 and the expert is 1; out of distribution it is "
-        "not scaled. P: probability that the arm is better in a pair of seeds, ties counting half. Above, neither, "
-        "below: environments by where their interval is. All over environments are those of the study alone: "
-        f"{', '.join(CLAIMED)}."
+        f"Intervals are of 95 % and need {FEWEST_SEEDS} seeds. In an environment: t over its seeds, for success within "
+        "0 and 100 %, for differences paired. Over environments, which all count the same: bootstrap of environments, "
+        f"then of the seeds of each; they need {FEWEST_ENVIRONMENTS} environments with {FEWEST_SEEDS} seeds. IQM: "
+        "interquartile mean of all runs of an arm, scaled so that random play is 0 and the expert is 1; out of "
+        "distribution it is not scaled. P: probability that the arm is better in a pair of seeds, ties counting half. "
+        "Above, neither, below: environments by where their interval is. All over environments are those of the study "
+        f"alone: {', '.join(CLAIMED)}."
     )
 
 
@@ -454,7 +454,7 @@ def _success(summaries: Sequence[Summary], measure: str) -> tuple[list[float], s
 
 
 def _percent(success: Sequence[float], mode: str) -> str:
-    text = in_brackets(sum(success) / len(success), bootstrap_interval(success), "{:.1f}", 100)
+    text = in_brackets(sum(success) / len(success), mean_interval(success), "{:.1f}", 100)
     return f"{text} g" if mode == "greedy" else text
 
 

@@ -1,6 +1,7 @@
 """The README's snippet runs as printed, with smaller numbers, and its tables are what the published rows say."""
 
 import csv
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.experiments.curves import race
+from headstart.experiments.curves import median_steps, race
 from headstart.experiments.evidence import across, better_mode, comparison
-from headstart.experiments.intervals import bootstrap_interval
+from headstart.experiments.intervals import mean_interval
 from headstart.learners import BCConfig, JudgeConfig, ReflectionConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -130,30 +131,49 @@ def test_ppo_is_what_its_rows_say(row: list[str]) -> None:
     ]
     for arm, after in columns:
         success = [run[f"{after}success_sampled"] for run in runs if run["arm"] == arm]
-        low, high = bootstrap_interval(success) or (0.0, 0.0)
+        low, high = mean_interval(success) or (0.0, 0.0)
         cells.append(f"{100 * np.mean(success):.1f} ({100 * low:.1f} to {100 * high:.1f})")
     assert row[1:] == cells
 
 
-@pytest.mark.parametrize(
-    "row", cells_below("| environment | to reach | `reflect`, with reward |"), ids=lambda row: row[0]
-)
-def test_the_race_is_what_the_curves_say(row: list[str]) -> None:
+def curves_of(name: str) -> dict[str, dict[int, list[dict[str, Any]]]]:
     curves: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    with (RESULTS / row[0].strip("`") / "ppo" / "curves.csv").open() as file:
+    with (RESULTS / name / "ppo" / "curves.csv").open() as file:
         for point in csv.DictReader(file):
             numbers = {name: float(point[name]) for name in ("rl_steps", "env_steps", "success")}
             curves.setdefault(point["arm"], {}).setdefault(int(point["seed"]), []).append(numbers)
-    cells, levels = [], []
-    for arm in ("reflect", "reflect_frugal"):
-        run = race(curves, arm, "bc")
-        assert run is not None
-        for steps in (run.rewarded, run.counted):
-            ours, bc = (np.median(column) for column in zip(*steps, strict=True))
-            cells.append(f"{ours / 1000:.0f}k of {bc / 1000:.0f}k")
-        levels += run.levels
-    raced_to = f"{100 * min(levels):.0f} to {100 * max(levels):.0f} %".replace("95 to 95 %", "95 %")
-    assert [cell.replace("*", "") for cell in row[1:]] == [raced_to, *cells]
+    return curves
+
+
+def thousands(steps: float) -> str:
+    return "-" if math.isinf(steps) else f"{steps / 1000:.0f}k" if steps else "0"
+
+
+@pytest.mark.parametrize(
+    "row", cells_below("| environment | success | `bc` | `reflect` |"), ids=lambda row: row[0] + row[1]
+)
+def test_steps_to_fixed_levels_are_what_the_curves_say(row: list[str]) -> None:
+    curves, level, cells = curves_of(row[0].strip("`")), int(row[1].removesuffix(" %")) / 100, []
+    for arm in ("bc", "reflect", "reflect_frugal"):
+        steps, there = median_steps(curves[arm], level)
+        counted, _ = median_steps(curves[arm], level, "env_steps")
+        before_rl = f" ({thousands(counted)})" if counted > steps else ""
+        cells.append(f"{thousands(steps)}{before_rl}, {there} of {len(curves[arm])}")
+    assert [cell.replace("*", "") for cell in row[2:]] == cells
+
+
+@pytest.mark.parametrize("row", cells_below("| environment | arm | raced to |"), ids=lambda row: row[0] + row[1])
+def test_the_race_is_what_the_curves_say(row: list[str]) -> None:
+    name, arm = (cell.strip("`") for cell in row[:2])
+    run = race(curves_of(name), arm, "bc")
+    assert run is not None
+    low, high = (f"{100 * level:.0f}" for level in (min(run.levels), max(run.levels)))
+    cells = [f"{low} to {high} %" if low != high else f"{low} %"]
+    for steps in (run.rewarded, run.counted):
+        ours, bc = (float(np.median(column)) for column in zip(*steps, strict=True))
+        cells.append(f"{thousands(ours)} of {thousands(bc)}")
+    cells += [", ".join(f"{ours / bc:.2f}" for ours, bc in steps) for steps in (run.rewarded, run.counted)]
+    assert row[2:] == cells
 
 
 @pytest.mark.parametrize("row", cells_below("| in the judge's place |"), ids=lambda row: row[0].split("`")[1])

@@ -96,11 +96,11 @@ def test_some_variants_on_more_draws_with_rl(
         return found | {"steps_to_95": None if seed == 1001 else 4_000}
 
     monkeypatch.setattr(ablation, "measure", fake)
-    options = ["--only", "k=2", "states=500 where=disputed", "--draws", "3", "--rl", "500", "--csv", "few.csv"]
+    options = ["--only", "k=2", "states=500 judge.members=1", "--draws", "3", "--rl", "500", "--csv", "few.csv"]
     monkeypatch.setattr(sys, "argv", [*sys.argv, *options])
     ablation.main()
     rows = read_rows(results.with_name("few.csv"), kind="tuning")
-    assert [row["variant"] for row in rows] == ["k=2"] * 3 + ["states=500 where=disputed"] * 3
+    assert [row["variant"] for row in rows] == ["k=2"] * 3 + ["states=500 judge.members=1"] * 3
     assert [row["seed"] for row in rows[:3]] == ["1000", "1001", "1002"]
     assert [row["steps_to_95"] for row in rows[:3]] == ["4000", "", "4000"]
     assert "RL  60.0 in the mean, 95 % after 4,000, never, 4,000 steps with these" in capsys.readouterr().out

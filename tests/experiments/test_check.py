@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -117,9 +118,22 @@ def test_what_the_engine_runs(user_module, capsys):
     assert check("MiniGrid-Empty-Random-5x5-v0") == 0
     report = capsys.readouterr().out
     assert "engine        yes, " in report
-    assert 'states = GridStates.of(bank("MiniGrid-Empty-Random-5x5-v0", "train", 1000))' in report
+    code, names = report.split("next")[1], dict[str, Any]()
+    assert 'collect_demos("MiniGrid-Empty-Random-5x5-v0", episodes=8, seed=0)' in code
+    exec("\n".join(line.strip() for line in code.splitlines()), names)  # noqa: S102  it must run as printed
+    assert len(names["branches"]) == len(names["demos"]) >= 8
+    assert names["env"].num_envs == 64
     assert check(f"{user_module}:make_short") == 0
     assert "gymnasium.register() it" in capsys.readouterr().out
+
+
+def test_what_the_engine_runs_and_nobody_here_solves(capsys):
+    """The user brings the policy."""
+    assert check("MiniGrid-Playground-v0") == 0
+    report = capsys.readouterr().out
+    assert "engine        yes, " in report
+    assert "demos = demonstrate(make_env, policy" in report
+    assert "register() it" not in report
 
 
 @pytest.mark.parametrize(

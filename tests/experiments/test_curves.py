@@ -1,10 +1,11 @@
 """What is said of a curve, worked out by hand."""
 
+import math
 from typing import Any
 
 import pytest
 
-from headstart.experiments.curves import area_under, curve_facts, race, steps_to
+from headstart.experiments.curves import area_under, curve_facts, median_steps, race, steps_to
 
 
 def curve(*success: float, alone: int = 0, spent: int = 0, kl: tuple[float, ...] = ()) -> list[dict[str, Any]]:
@@ -41,8 +42,10 @@ def test_a_curve_that_dips_and_comes_back() -> None:
 
 def test_a_curve_that_only_climbs_was_never_lost() -> None:
     facts = curve_facts(curve(0.5, 0.6, 0.96))
-    assert (facts["rl_minimum"], facts["rl_steps_to_regain"], facts["rl_steps_to_pass"]) == (0.6, 100, 100)
+    assert (facts["rl_minimum"], facts["rl_steps_to_regain"], facts["rl_steps_to_pass"]) == (0.6, 0, 100)
     assert facts["steps_to_95"] == 200
+    level = curve_facts(curve(0.5, 0.5, 0.5))
+    assert (level["rl_steps_to_regain"], level["rl_steps_to_pass"]) == (0, None)
 
 
 def test_a_curve_that_falls_for_good() -> None:
@@ -73,6 +76,16 @@ def test_steps_and_area_of_single_points() -> None:
     assert area_under(curve(0.0, 1.0)) == 0.5
     uneven = [{"rl_steps": 0, "success": 0.0}, {"rl_steps": 300, "success": 1.0}, {"rl_steps": 400, "success": 1.0}]
     assert area_under(uneven) == pytest.approx((150 + 100) / 400)
+
+
+def test_median_steps_by_hand() -> None:
+    """A seed that never comes to a level is the slowest of all."""
+    seeds = {0: curve(0.8, 0.9, spent=50), 1: curve(0.5, 0.8, spent=70), 2: curve(0.1, 0.2, 0.3, spent=0)}
+    assert median_steps(seeds, 0.8) == (100, 2)
+    assert median_steps(seeds, 0.8, "env_steps") == (170, 2)
+    assert median_steps(seeds, 0.9) == (math.inf, 1)
+    assert median_steps(seeds, 0.1) == (0, 3)
+    assert median_steps({0: seeds[0], 2: seeds[2]}, 0.8) == (math.inf, 1)  # half of them is not most
 
 
 def test_a_race_worked_by_hand() -> None:

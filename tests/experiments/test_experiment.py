@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import pytest
 from tiny import LEARNED, TINY
 
 from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments import experiment
 from headstart.experiments.arms import Arm
 from headstart.experiments.experiment import RL, Exam, Experiment, exams, plan, seconds
 from headstart.learners import IWMConfig
@@ -29,6 +31,13 @@ def test_the_plan_says_what_is_going_to_happen() -> None:
         line = next(line for line in text.splitlines() if line.split()[0] == arm)
         assert updates in line
         assert ("PPO for 384 steps" in line) == EXPERIMENT.arms[arm].rl
+
+
+def test_more_processes_than_cores_save_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "available_cores", lambda: 2)
+    minutes = [plan(EXPERIMENT, tuple(range(10_000)), some).splitlines()[-1].split()[1] for some in (1, 2, 64)]
+    assert int(minutes[0]) > int(minutes[1])
+    assert minutes[1] == minutes[2]
 
 
 def test_a_warm_start_that_is_shared_is_counted_once() -> None:

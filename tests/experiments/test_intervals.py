@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import mannwhitneyu, trim_mean
 
 from headstart.experiments.intervals import (
-    bootstrap_interval,
     estimate,
     interquartile_mean,
+    mean_interval,
     mean_of_means,
     paired_interval,
     probability_of_improvement,
@@ -25,12 +25,19 @@ def test_paired_t_interval_by_hand() -> None:
     assert paired_interval([0.10, 0.20, 0.15, 0.05]) is None
 
 
-def test_bootstrap_interval_by_hand() -> None:
-    # The mean of a resample is Binomial(5, 0.2) / 5: P(X = 0) = 0.33, P(X <= 2) = 0.942, P(X <= 3) = 0.993.
-    assert bootstrap_interval([0, 0, 1, 0, 0]) == pytest.approx((0.0, 0.6))
-    assert bootstrap_interval([0.4] * 10) == pytest.approx((0.4, 0.4))
-    assert bootstrap_interval([0.1, 0.5, 0.3, 0.9, 0.7]) == bootstrap_interval([0.9, 0.7, 0.5, 0.3, 0.1])
-    assert bootstrap_interval([0.1, 0.2, 0.3, 0.4]) is None
+def test_interval_of_a_mean_of_shares_by_hand() -> None:
+    """Within 0 and 1, where shares are."""
+    # squares of deviations sum to 0.8, so the error of the mean is sqrt(0.2 / 5) = 0.2
+    assert mean_interval([0, 0, 1, 0, 0]) == pytest.approx((0.0, 0.2 + 2.776445 * 0.2))
+    assert mean_interval([1, 1, 0, 1, 1]) == pytest.approx((0.8 - 2.776445 * 0.2, 1.0))
+    assert mean_interval([0.4] * 10) == pytest.approx((0.4, 0.4))
+    assert mean_interval([0.1, 0.2, 0.3, 0.4]) is None
+
+
+def test_the_interval_of_five_seeds_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [mean_interval(rng.normal(0.6, 0.1, 5).tolist()) or (math.nan, math.nan) for _ in range(500)]
+    assert 465 <= sum(low < 0.6 < high for low, high in intervals) <= 488  # 475 are 95 %
 
 
 # ---- the bootstrap of two levels ----
@@ -42,7 +49,8 @@ def test_environments_are_resampled_first() -> None:
 
 
 def test_seeds_are_resampled_within_their_environment() -> None:
-    """One environment: the ordinary bootstrap of its seeds, worked above."""
+    """One environment: the ordinary bootstrap of its seeds. The mean of a resample is Binomial(5, 0.2) / 5."""
+    # P(X = 0) = 0.33, P(X <= 2) = 0.942, P(X <= 3) = 0.993
     found = estimate([[0, 0, 1, 0, 0]], mean_of_means)
     assert (found.value, found.interval) == (pytest.approx(0.2), pytest.approx((0.0, 0.6)))
 

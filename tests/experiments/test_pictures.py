@@ -70,6 +70,22 @@ def test_curves_start_at_the_steps_spent_before_rl() -> None:
     assert len(axes.collections) == 3  # a band for each
 
 
+def test_seeds_whose_points_lie_elsewhere_are_interpolated_over_what_all_have() -> None:
+    """As GRPO's. One seed ends at 300, the other at 400; both climb by 0.1 in 100 steps, the second from 0.2."""
+
+    def seed(start: float, *at: int) -> list[dict[str, Any]]:
+        return [{"rl_steps": step, "env_steps": 1000 + step, "success": start + step / 1000} for step in at]
+
+    runs = runs_of({"bc": (0.6, 0.9)})
+    runs.curves["bc"] = {0: seed(0.0, 0, 100, 300), 1: seed(0.2, 0, 150, 400)}
+    (axes,) = pictures.draw(runs).axes
+    curve = next(line for line in axes.lines if len(line.get_xydata()) == 4)  # type: ignore[arg-type]
+    assert curve.get_xdata() == pytest.approx([1000, 1100, 1150, 1300])
+    assert curve.get_ydata() == pytest.approx([0.1, 0.2, 0.25, 0.4])
+    (band,) = axes.collections
+    assert band.get_paths()[0].get_extents().bounds == pytest.approx((1000, 0.0, 300, 0.5))
+
+
 def test_one_seed_has_no_band() -> None:
     (axes,) = pictures.draw(runs_of(ARMS, seeds=1)).axes
     assert len(axes.collections) == 0

@@ -3,10 +3,12 @@
 import dataclasses
 import inspect
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO as StablePPO
 
 from headstart.envs import collect, engine, storage
 from headstart.envs.banks import Levels, import_seeds, split_of
@@ -425,7 +428,7 @@ def with_arm(name: str, **changes: Any) -> Experiment:
         ),
         (
             changed(rl=dataclasses.replace(TINY.rl, settings={**TINY.rl.settings, "gamma": 0.9})),
-            "rl.settings.gamma: - -> 0.9",
+            "rl.settings.gamma: 0.99 -> 0.9",
         ),
         (with_arm("bc", memory=1), "memory: 0 -> 1"),
         (with_arm("bc", learner=dataclasses.replace(BC, label_smoothing=0.25)), "label_smoothing: 0.1 -> 0.25"),
@@ -700,13 +703,29 @@ def test_defaults_of_ppo_are_a_part_of_the_configuration(monkeypatch: pytest.Mon
     settings = ran.config["rl"]["settings"]
     assert settings["kl_coef"] == inspect.signature(PPO).parameters["kl_coef"].default
     assert settings | TINY.rl.settings == settings
-    assert not {"policy", "env"} & settings.keys()
+    theirs = inspect.signature(StablePPO).parameters
+    assert (settings["gamma"], settings["vf_coef"]) == (theirs["gamma"].default, theirs["vf_coef"].default)
+    not_settings = {"policy", "env", "policy_kwargs", "rollout_buffer_kwargs", "rollout_buffer_class", "seed", "device"}
+    silent = {"stats_window_size", "tensorboard_log", "verbose", "_init_setup_model"}
+    assert theirs.keys() - settings.keys() == not_settings | silent | {"clip_range_vf", "use_sde", "sde_sample_freq"}
     pipeline._keep_config(ran)
     monkeypatch.setitem(PPO.__init__.__kwdefaults__, "kl_coef", 0.7)
     with pytest.raises(UsageError, match=r"rl\.settings\.kl_coef: 0\.1 -> 0\.7"):
         pipeline._keep_config(ran)
     grpo = Run(dataclasses.replace(TINY, rl=RL(algorithm="grpo", settings={"group": 4})), "bc", 0, tmp_path)
     assert grpo.config["rl"]["settings"] == dataclasses.asdict(GRPOConfig(group=4))
+
+
+def test_versions_are_of_the_call_that_had_something_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that finds all finished leaves them alone; PPO after a run without it is something to do."""
+    without = with_arm("bc", rl=False)
+    told = []
+    for command, experiment in (("first", without), ("second", without), ("third", TINY), ("fourth", TINY)):
+        monkeypatch.setattr(sys, "argv", [command])
+        run(tmp_path, "bc", experiment)
+        path = tmp_path / "tiny" / "bc" / "seed0" / "versions.json"
+        told.append(storage.load_json(path, kind="versions", schema=1)["command"])
+    assert told == ["first", "first", "third", "third"]
 
 
 def test_what_fails_in_a_shared_fit_fails_all_that_share_it(tmp_path: Path) -> None:
@@ -759,6 +778,32 @@ def test_what_fails_among_seeds_that_are_fitted_as_one(tmp_path: Path, capsys: p
     assert "bc, seed 1: failed" in capsys.readouterr().out
     for seed in (0, 2):
         assert storage.exists(tmp_path / "tiny" / "bc" / f"seed{seed}" / "summary.json")
+
+
+def test_demonstrations_that_are_there_are_read_while_somebody_else_holds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As another command does that has begun at the same time. Those that are not there have one writer."""
+    monkeypatch.setattr(pool, "_in_processes", lambda runs, *rest, **options: [])
+    path = Run(TINY, "bc", 0, tmp_path).demos_path
+    with storage.lock(path.parent), pytest.raises(Busy, match="is writing here"):
+        run_all(TINY, (0,), tmp_path, device="cpu", processes=1)
+    run_all(TINY, (0,), tmp_path, device="cpu", processes=1)
+    assert storage.exists(path)
+    with storage.lock(path.parent):
+        run_all(TINY, (0,), tmp_path, device="cpu", processes=1)
+
+
+def test_a_worker_whose_parent_has_been_interrupted_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It has a checkpoint to write, and nobody to report to."""
+    manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+    manager.start()
+    monkeypatch.setattr(pool, "_reports", manager.Queue(), raising=False)
+    watched = pool._reporting(Run(TINY, "bc", 0, tmp_path))
+    watched.progress(0.1)
+    assert pool._reports.get() == (watched.directory, 0.1)
+    manager.shutdown()
+    watched.progress(0.2)
 
 
 def test_fresh_starts_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

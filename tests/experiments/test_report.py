@@ -28,8 +28,9 @@ CONFIG = {
     "ood": VARIANTS,
     "random_success": 0.0,
     "expert_success": 0.8,
+    "rl": {"steps": 300_000},
 }
-RL_STEPS = 300_000
+RL_STEPS = 300_032  # to the end of a rollout
 
 
 def summary(arm: str, seed: int, sampled: float, greedy: float = 0.3, **more: Any) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_intervals_are_printed_from_five_seeds_on() -> None:
     runs = [summary("bc", seed, value, 0.3) for seed, value in enumerate([0, 0, 1, 0, 0])]
     five, four = (markdown(study_rows(some, (0.0, 0.6))) for some in (runs, runs[:4]))
-    assert "| bc | 5 | 1,000 | 20.0 (0.0 to 60.0) | 50.0 (50.0 to 50.0) | **30.0 (30.0 to 30.0)** | 0.50" in five
+    assert "| bc | 5 | 1,000 | 20.0 (0.0 to 75.5) | 50.0 (50.0 to 50.0) | **30.0 (30.0 to 30.0)** | 0.50" in five
     assert "| bc | 4 | 1,000 | 25.0 | 50.0 | **30.0** | 0.50 |" in four  # cool is the best, and is not chosen
 
 
@@ -301,10 +302,39 @@ def test_runs_of_different_settings_do_not_share_a_table(directory: Path, change
 
 
 def test_ppo_of_different_length_does_not_share_a_table(directory: Path) -> None:
-    row = summary("bc", 2, 0.6, **after_rl(0.6, 0.6, 0.7, spent=0)) | {"rl_steps": 1000}
-    save_run(directory, row, [0.6, 0.7])
+    row = summary("bc", 2, 0.6, **after_rl(0.6, 0.6, 0.7, spent=0))
+    save_run(directory, row, [0.6, 0.7], rl={"steps": 1000})
     with pytest.raises(DataError, match="rl_steps 1000, but"):
         write_report(directory)
+
+
+def test_ppo_that_was_asked_for_as_many_steps_shares_a_table(directory: Path, undrawn: None) -> None:
+    """Arms with rollouts of their own, and GRPO, end a little later or earlier."""
+    row = summary("bc", 2, 0.6, **after_rl(0.6, 0.6, 0.7, spent=0)) | {"rl_steps": RL_STEPS + 500}
+    save_run(directory, row, [0.6, 0.7])
+    text = write_report(directory).text
+    assert "PPO: 300,000 environment steps and the rest of a rollout" in text
+    assert "| bc | 3 |" in text
+
+
+def test_steps_to_fixed_levels_by_hand(tmp_path: Path, undrawn: None) -> None:
+    """Before the race, in which they are to whatever both reach; of scratch too."""
+    curves = {"scratch": [(0.1, 0.2, 0.2)] * 3, "bc": [(0.5, 0.9, 0.96), (0.5, 0.7, 0.8), (0.5, 0.6, 0.7)]}
+    curves["reflect"] = [(0.8, 0.92, 0.97)] * 3
+    for arm, seeds in curves.items():
+        for seed, points in enumerate(seeds):
+            row = summary(arm, seed, 0.5, **after_rl(points[0], points[1], points[2], 7000 * (arm == "reflect")))
+            save_run(tmp_path, row | {"rl_steps": 2000, "env_steps": row["env_steps"] - RL_STEPS + 2000}, [*points])
+    text = write_report(tmp_path).text
+    lines = text[text.index("Steps with reward to the first point") :].splitlines()
+    assert lines[2:7] == [
+        "| policy | 80 % | 90 % | 95 % |",
+        "|---|---:|---:|---:|",
+        "| PPO from scratch | -, 0 of 3 | -, 0 of 3 | -, 0 of 3 |",
+        "| bc + PPO | 2,000 (2,000), 2 of 3 | -, 1 of 3 | -, 1 of 3 |",
+        "| reflect + PPO | 0 (7,000), 3 of 3 | 1,000 (8,000), 3 of 3 | 2,000 (9,000), 3 of 3 |",
+    ]
+    assert text.index("Steps with reward to") < text.index("- reflect + PPO against bc + PPO")
 
 
 def test_runs_of_different_evaluations_do_not_share_a_table(directory: Path) -> None:
