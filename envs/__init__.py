@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headstart.envs.banks import Levels, bank
-    from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, practise, replay, save_demos
+    from headstart.envs.collect import branch, collect_demos, load_demos, practise, replay, save_demos
     from headstart.envs.datasets import demonstrate, from_minari, to_minari
+    from headstart.envs.evaluation import evaluate
     from headstart.envs.experts import expert_for, known_experts
     from headstart.envs.keyboard import play_in_terminal
     from headstart.envs.registry import ENVIRONMENTS, Environment
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from headstart.envs.vector import HeadstartVecEnv, HeadstartVectorEnv, make_vec_env
 
 _WHERE = {
-    "collect": ("branch", "collect_demos", "evaluate", "load_demos", "practise", "replay", "save_demos"),
+    "collect": ("branch", "collect_demos", "load_demos", "practise", "replay", "save_demos"),
     "datasets": ("demonstrate", "from_minari", "to_minari"),
+    "evaluation": ("evaluate",),
     "experts": ("expert_for", "known_experts"),
     "banks": ("Levels", "bank"),
     "keyboard": ("play_in_terminal",),

@@ -1,4 +1,4 @@
-"""Everything that steps an environment before reward exists: demonstrations, branches, practice. And evaluation.
+"""Everything that steps an environment before reward exists: demonstrations, branches, practice.
 
     demos = collect_demos("MiniGrid-DoorKey-8x8-v0", episodes=8, seed=0)
     branches = branch(demos)                                   # every action at every demonstrated state
@@ -8,47 +8,29 @@ Legend: E episodes, N states, A actions, H steps of a future.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from headstart.envs import engine, storage
-from headstart.envs.banks import Levels, bank, import_seeds
+from headstart.envs import storage
+from headstart.envs.agents import Agent, acting, generator
+from headstart.envs.banks import bank, import_seeds
 from headstart.envs.episode import MakeEnv, Success
 from headstart.envs.errors import DataError, UsageError, check_numbers
 from headstart.envs.experts import expert_for
-from headstart.envs.instructions import altered
 from headstart.envs.levels import export_level
 from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, States, uniform_actor
 from headstart.envs.spaces import Choices
-from headstart.envs.tasks import Task, TaskLevels
+from headstart.envs.tasks import Task
 from headstart.envs.transitions import Branches, Demos
 
-__all__ = ["branch", "collect_demos", "evaluate", "load_demos", "play", "practise", "replay", "save_demos"]
-
-
-class HasActor(Protocol):
-    """Such as a `HeadstartPolicy`."""
-
-    def actor(self, *, greedy: bool = False) -> Actor: ...
-
-
-class HasPolicy(Protocol):
-    """Such as a model of Stable-Baselines3 with a `HeadstartPolicy`, or a learner."""
-
-    @property
-    def policy(self) -> Any: ...
-
-
-Agent = Actor | HasActor | HasPolicy
-"""Who acts: a policy, what has one, or how it acts."""
+__all__ = ["branch", "collect_demos", "load_demos", "play", "practise", "replay", "save_demos"]
 
 Alternatives = Literal["uniform", "policy", "mixture"]
 """How the actions to be tried are drawn, where not all are."""
@@ -321,10 +303,10 @@ def branch(
     if k is not None and alternatives != "uniform" and actor is None:
         raise UsageError(f"alternatives={alternatives!r} are the agent's own. Give actor, such as policy.actor().")
     (horizon,) = check_numbers("branch", horizon=horizon)
-    rng = _generator(rng)
+    rng = generator(rng)
     expert = states.action if isinstance(states, Demos) else np.full(len(states), -1, np.int64)
     start = replay(states) if isinstance(states, Demos) else states
-    act = uniform_actor(start.n_actions) if actor is None else _acting(actor)
+    act = uniform_actor(start.n_actions) if actor is None else acting(actor)
     n, a = len(start), start.n_actions
     if tried is None:
         tried = np.ones((n, a), np.bool_) if k is None else _some_actions(start, expert, act, rng, k, alternatives)
@@ -400,7 +382,7 @@ def practise(start: Simulator, actor: Agent, *, steps: int, rng: np.random.Gener
 
     The states of ``start`` are among them, ended episodes are not; ``start`` itself is not changed.
     """
-    act, rng = _acting(actor), _generator(rng)
+    act, rng = acting(actor), generator(rng)
     agents = start.fork(np.flatnonzero(~start.done))
     visited = [agents.fork()]
     env_steps = 0
@@ -411,118 +393,3 @@ def practise(start: Simulator, actor: Agent, *, steps: int, rng: np.random.Gener
         agents = agents.fork(np.flatnonzero(~agents.done))
         visited.append(agents.fork())
     return join(visited), env_steps
-
-
-# ---- evaluation ----
-def evaluate(
-    levels: Levels | TaskLevels,
-    actor: Agent,
-    *,
-    history: int | None = None,
-    horizon: int | None = None,
-    rng: np.random.Generator | None = None,
-    instruction: str = "given",
-    deterministic: bool = False,
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Play every level once, all at the same time: success (N,) and length (N,) of each episode.
-
-    ``actor`` is a policy, a model that has one, or a function: that needs to be told how much ``history`` it looks at.
-    ``horizon`` is the step limit (default: the levels' own), ``rng`` a generator (default: of seed 0).
-    ``instruction`` is "given", or one of instructions.ALTERATIONS: what the agent is told instead of the truth.
-    ``deterministic`` says that the actor always does the same in the same situation. Then an episode that comes back
-    to an earlier situation goes in circles to its end, and is not played on: most of the failures of a greedy policy.
-    Whether a situation is the same is known of grids only; tasks are played to the end. Raises UsageError for what is
-    no levels, for what cannot act, and for a policy that observes something else than these levels show.
-    """
-    _check_levels(levels)
-    (limit,) = check_numbers(levels.env_id, horizon=levels.horizon if horizon is None else horizon)
-    act, history, rng = _acting(actor, greedy=deterministic), _history(levels, actor, history), _generator(rng)
-    grid = isinstance(levels, Levels)
-    states = GridStates.of(levels) if grid else levels.take(np.arange(len(levels)))
-    if instruction != "given":
-        if not isinstance(states, GridStates):
-            raise UsageError(f"{levels.env_id}: only the missions of MiniGrid and BabyAI can be altered.")
-        states = altered(states, instruction, rng)
-    simulator = Simulator(states, history=history, horizon=limit)
-    success, length = np.zeros(len(levels), np.bool_), np.zeros(len(levels), np.int64)
-    playing = np.arange(len(levels))
-    deterministic = deterministic and grid
-    been = [_situation(simulator)] if deterministic else []
-    while len(playing):
-        simulator.step(act(simulator.observe(), rng))
-        over = np.flatnonzero(simulator.done)
-        success[playing[over]], length[playing[over]] = simulator.success()[over], simulator.t[over]
-        going_on = ~simulator.done
-        if deterministic:
-            now = _situation(simulator)
-            circling = going_on & np.any([now == then for then in been], axis=0)
-            assert isinstance(levels, Levels)
-            length[playing[circling]] = np.minimum(limit, engine.max_steps(levels.rows[playing[circling]]))
-            going_on &= ~circling
-            been = [then[going_on] for then in [*been, now]]
-        playing, simulator = playing[going_on], simulator.fork(np.flatnonzero(going_on))
-    return success, length
-
-
-def _check_levels(levels: Any) -> None:
-    if isinstance(levels, Levels | TaskLevels):
-        return
-    right = 'bank(env_id, "test", 1000), or demos.task.levels("test", 1000)'
-    if isinstance(levels, str) or (isinstance(levels, Demos) and levels.task is None):
-        right = f'bank("{levels if isinstance(levels, str) else levels.env_id}", "test", 1000)'
-    elif isinstance(levels, Demos):
-        right = 'demos.task.levels("test", 1000)'
-    raise UsageError(f"evaluate() plays levels, and not a {type(levels).__name__}. Give {right}.")
-
-
-def _policy(agent: Agent) -> Any:
-    """The policy that an agent is, or has; None if it is a function."""
-    policy = getattr(agent, "policy", agent)
-    return policy if callable(getattr(type(policy), "actor", None)) else None
-
-
-def _acting(agent: Agent, *, greedy: bool = False) -> Actor:
-    """How an agent acts."""
-    policy = _policy(agent)
-    if policy is not None:
-        return policy.actor(greedy=greedy)
-    of_a_policy = hasattr(agent, "predict") or (inspect.ismethod(agent) and agent.__name__ in ("actor", "predict"))
-    if of_a_policy or not callable(agent):
-        raise UsageError(
-            f"{getattr(agent, '__qualname__', type(agent).__name__)} cannot act here. Give a HeadstartPolicy, a model "
-            "that has one, or a function from observations and a generator to actions, such as policy.actor()."
-        )
-    return agent
-
-
-def _history(levels: Levels | TaskLevels, agent: Agent, given: int | None) -> int:
-    """How many earlier frames an agent is shown. Raises UsageError if it is a policy that was made for others."""
-    policy = _policy(agent)
-    if given is None and policy is None:
-        raise UsageError("How many earlier frames this actor looks at cannot be known. Give history.")
-    (history,) = check_numbers(
-        levels.env_id, history=policy.observation_space["frames"].shape[0] - 1 if given is None else given
-    )
-    if policy is not None and levels.frame_space(history) != policy.observation_space["frames"]:
-        raise UsageError(
-            f"This policy looks at {policy.observation_space['frames']}, and would be shown "
-            f"{levels.frame_space(history)}. Give levels of its environment, and its own history or none."
-        )
-    return history
-
-
-def _generator(rng: np.random.Generator | None) -> np.random.Generator:
-    rng = np.random.default_rng(0) if rng is None else rng
-    if not isinstance(rng, np.random.Generator):
-        raise UsageError(f"rng={rng!r} is no generator of random numbers. Give np.random.default_rng(0), for example.")
-    return rng
-
-
-def _situation(simulator: Simulator) -> NDArray[np.uint64]:
-    """(N,) hash of everything that decides what a deterministic agent does from now on: not of the step count."""
-    states = simulator.states
-    assert isinstance(states, GridStates)
-    rows = states.rows.copy()
-    rows[:, engine.STEP_COUNT : engine.STEP_COUNT + 4] = 0
-    obs = simulator.observe()
-    return engine.state_hash(np.concatenate([rows, obs["frames"].reshape(len(rows), -1), obs["actions"]], axis=1))

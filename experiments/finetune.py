@@ -19,8 +19,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from headstart.envs import storage
 from headstart.envs.banks import Levels
-from headstart.envs.collect import evaluate
 from headstart.envs.errors import UsageError
+from headstart.envs.evaluation import evaluate
 from headstart.envs.simulator import Obs
 from headstart.envs.vector import HeadstartVecEnv
 from headstart.experiments import checkpoint

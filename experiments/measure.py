@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from headstart.envs import engine, missions
 from headstart.envs.banks import Levels, bank
-from headstart.envs.collect import evaluate
 from headstart.envs.errors import DataError
+from headstart.envs.evaluation import evaluate
 from headstart.envs.experts import expert_for
 from headstart.envs.levels import export_level, level_hash
 from headstart.envs.registry import ENVIRONMENTS, Environment

@@ -39,8 +39,9 @@ from numpy.typing import NDArray
 
 from headstart.envs import storage
 from headstart.envs.banks import bank
-from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, save_demos
+from headstart.envs.collect import branch, collect_demos, load_demos, save_demos
 from headstart.envs.errors import DataError, UsageError
+from headstart.envs.evaluation import evaluate
 from headstart.envs.transitions import Branches, Demos
 from headstart.experiments.experiment import MODES, Experiment, exams, seconds
 from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy

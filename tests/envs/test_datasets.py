@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from headstart.envs.collect import branch, collect_demos, evaluate, load_demos, replay, save_demos
+from headstart.envs.collect import branch, collect_demos, load_demos, replay, save_demos
 from headstart.envs.datasets import demonstrate, from_minari, to_minari
 from headstart.envs.episode import Outcome
 from headstart.envs.errors import DataError, Diverged, UsageError
+from headstart.envs.evaluation import evaluate
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import make_vec_env
 from headstart.learners import PPO

@@ -18,7 +18,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO as StablePPO
 
-from headstart.envs import collect, engine, storage
+from headstart.envs import collect, engine, evaluation, storage
 from headstart.envs.banks import Levels, import_seeds, split_of
 from headstart.envs.errors import Busy, DataError, UsageError
 from headstart.envs.levels import level_hash
@@ -201,7 +201,7 @@ def test_no_level_is_in_two_roles(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert len(levels) in (TINY.test_levels, TINY.validation_levels)
         role = "tested" if len(levels) == TINY.test_levels else "measured"
         roles[role] |= set(level_hash(levels.rows).tolist())
-        return collect.evaluate(levels, *arguments, **options)
+        return evaluation.evaluate(levels, *arguments, **options)
 
     def drawn(levels: Levels, *arguments: Any, **options: Any) -> HeadstartVecEnv:
         roles["trained"] |= set(level_hash(levels.rows).tolist())

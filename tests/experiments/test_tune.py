@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import LEARNED, TINY, Here
 
-from headstart.envs import collect
+from headstart.envs import collect, evaluation
 from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
 from headstart.experiments import tune
@@ -156,7 +156,7 @@ def test_a_score_is_of_validation_levels_and_of_demonstrations_that_no_study_use
 
     def evaluated(chosen: Any, *arguments: Any, **options: Any) -> Any:
         levels.append(chosen)
-        return collect.evaluate(chosen, *arguments, **options)
+        return evaluation.evaluate(chosen, *arguments, **options)
 
     monkeypatch.setattr(tune, "evaluate", evaluated)
     monkeypatch.setattr(tune.BC, "fit", lambda self, demos: (fitted.append((self, demos)), fit(self, demos))[1])

@@ -13,8 +13,9 @@ from small import fresh_policy
 from headstart.envs import experts
 from headstart.envs.advice import advice
 from headstart.envs.banks import bank
-from headstart.envs.collect import branch, collect_demos, evaluate, practise, replay
+from headstart.envs.collect import branch, collect_demos, practise, replay
 from headstart.envs.errors import UsageError
+from headstart.envs.evaluation import evaluate
 from headstart.envs.simulator import GridStates, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from headstart.envs.banks import bank
-from headstart.envs.collect import collect_demos, evaluate
+from headstart.envs.collect import collect_demos
 from headstart.envs.errors import Diverged, UsageError
+from headstart.envs.evaluation import evaluate
 from headstart.envs.simulator import Simulator
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import BC, GRPO, PPO, BCConfig, GRPOConfig

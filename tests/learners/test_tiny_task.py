@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from headstart.envs.banks import Levels, bank
-from headstart.envs.collect import branch, collect_demos, evaluate
+from headstart.envs.collect import branch, collect_demos
+from headstart.envs.evaluation import evaluate
 from headstart.envs.simulator import uniform_actor
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import make_vec_env
