@@ -4,13 +4,13 @@ import copy
 import json
 import shutil
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
+from actors import decided, repeats
 
 from headstart.envs import banks, collect, engine, storage
 from headstart.envs.banks import bank, import_seeds
@@ -27,10 +27,6 @@ EMPTY = "MiniGrid-Empty-5x5-v0"
 SOLUTION = [engine.FORWARD, engine.FORWARD, engine.RIGHT, engine.FORWARD, engine.FORWARD]  # of EMPTY
 
 
-def assert_equal(a: Any, b: Any) -> None:
-    np.testing.assert_equal(a, b)
-
-
 def python_frame(env: gymnasium.Env) -> np.ndarray:
     """What a Python environment shows now, as a frame (50,)."""
     obs: dict[str, Any] = env.unwrapped.gen_obs()  # type: ignore[attr-defined]
@@ -38,34 +34,9 @@ def python_frame(env: gymnasium.Env) -> np.ndarray:
     return np.append(cells.reshape(-1), obs["direction"]).astype(np.uint8)
 
 
-def repeats(actions: list[int]) -> Callable[[Obs, np.random.Generator], np.ndarray]:
-    """An actor that ignores what it sees: the same actions in every episode, one after the other."""
-    left = iter(actions)
-    return lambda obs, rng: np.full(len(obs["frames"]), next(left))
-
-
-def decided(obs: Obs, rng: np.random.Generator) -> np.ndarray:
-    """An actor whose choice depends on all that it remembers, and on nothing else."""
-    return (obs["frames"].sum((1, 2), dtype=np.int64) + 3 * obs["actions"].sum(1, dtype=np.int64)) % 3
-
-
 @pytest.fixture(scope="module")
 def demos(cache: Path) -> Demos:
     return collect_demos(DOOR_KEY, 3, seed=0, history=2, cache=cache)
-
-
-@pytest.fixture
-def stepped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every environment step from now on: how many states each call has stepped."""
-    counts: list[int] = []
-    step = engine.step
-
-    def counted(rows: np.ndarray, action: np.ndarray) -> Any:
-        counts.append(len(rows))
-        return step(rows, action)
-
-    monkeypatch.setattr(engine, "step", counted)
-    return counts
 
 
 # ---- demonstrations ----
@@ -79,7 +50,7 @@ def test_demonstrations_solve_their_levels_in_python_minigrid(demos: Demos) -> N
             assert not terminated
             frames.append(python_frame(env))
             recent = [np.zeros(50, np.uint8)] * (demos.history + 1 - len(frames)) + frames[-demos.history - 1 :]
-            assert_equal(demos.obs["frames"][i], np.array(recent))
+            np.testing.assert_equal(demos.obs["frames"][i], np.array(recent))
             _, _, terminated, _, _ = env.step(demos.action[i])
         assert terminated
         first += length
@@ -88,7 +59,7 @@ def test_demonstrations_solve_their_levels_in_python_minigrid(demos: Demos) -> N
 
 def test_demonstrations_are_drawn_by_their_seed_from_their_split(cache: Path, demos: Demos) -> None:
     again = collect_demos(DOOR_KEY, 3, seed=0, history=2, cache=cache)
-    assert_equal(vars(again), vars(demos))
+    np.testing.assert_equal(vars(again), vars(demos))
     others = collect_demos(DOOR_KEY, 3, seed=1, history=2, cache=cache)
     assert set(others.seed.tolist()) != set(demos.seed.tolist())
     for split in ("train", "validation", "test"):
@@ -112,7 +83,7 @@ def test_levels_that_the_expert_needs_too_long_for_are_replaced_and_counted(cach
     assert len(demos.length) == 20
     asked_of_all = collect_demos(DOOR_KEY, 20 + demos.dropped, cache=cache)
     assert demos.dropped == (asked_of_all.length > horizon).sum() > 0
-    assert_equal(demos.seed, asked_of_all.seed[asked_of_all.length <= horizon])
+    np.testing.assert_equal(demos.seed, asked_of_all.seed[asked_of_all.length <= horizon])
 
 
 def test_the_step_limit_is_minigrids_own_for_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,11 +121,11 @@ def test_demonstrations_that_cannot_be_had(
 # ---- replay, save, load ----
 def test_replay_is_in_the_experts_states(demos: Demos) -> None:
     states = replay(demos)
-    assert_equal(states.state_hash(), demos.state_hash)
-    assert_equal(states.observe(), demos.obs)
+    np.testing.assert_equal(states.state_hash(), demos.state_hash)
+    np.testing.assert_equal(states.observe(), demos.obs)
     assert not states.done.any()
     states.step(demos.action)  # the last action of each episode, and no other, ends it
-    assert_equal(np.flatnonzero(states.terminated), np.cumsum(demos.length) - 1)
+    np.testing.assert_equal(np.flatnonzero(states.terminated), np.cumsum(demos.length) - 1)
     assert states.success().sum() == len(demos.length)
 
 
@@ -167,10 +138,10 @@ def test_replay_names_the_demonstration_and_the_step_that_differ(demos: Demos) -
 
 def test_demonstrations_come_back_as_they_were(demos: Demos, tmp_path: Path) -> None:
     save_demos(tmp_path / "demos.npz", demos)
-    assert_equal(vars(load_demos(tmp_path / "demos.npz", history=demos.history)), vars(demos))
+    np.testing.assert_equal(vars(load_demos(tmp_path / "demos.npz", history=demos.history)), vars(demos))
     longer = load_demos(tmp_path / "demos.npz", history=4)
     assert longer.history == 4
-    assert_equal(longer.obs["frames"][:, -3:], demos.obs["frames"])
+    np.testing.assert_equal(longer.obs["frames"][:, -3:], demos.obs["frames"])
     assert (tmp_path / "demos.npz").stat().st_size < 16 * len(demos) + 2000
 
 
@@ -241,9 +212,9 @@ def test_branches_are_those_of_python_deep_copies(demos: Demos) -> None:
     """Each action at each expert state, and the agent's own actions after it, in copies of minigrid itself."""
     horizon = 3
     b = branch(demos, horizon=horizon, rng=np.random.default_rng(1))
-    assert_equal(b.action[:, :, 0], np.tile(np.arange(7, dtype=np.uint8), (len(demos), 1)))
-    assert_equal(b.obs, demos.obs)
-    assert_equal(b.expert_action, demos.action)
+    np.testing.assert_equal(b.action[:, :, 0], np.tile(np.arange(7, dtype=np.uint8), (len(demos), 1)))
+    np.testing.assert_equal(b.obs, demos.obs)
+    np.testing.assert_equal(b.expert_action, demos.action)
     assert len(np.unique(b.action[:, :, 1:])) == 7
     i = steps = 0
     for seed, length in zip(demos.seed.tolist(), demos.length.tolist(), strict=True):
@@ -257,7 +228,7 @@ def test_branches_are_those_of_python_deep_copies(demos: Demos) -> None:
                     if not over:
                         _, _, terminated, truncated, _ = fork.step(int(b.action[i, k, h]))
                         over, steps = terminated or truncated, steps + 1
-                    assert_equal(b.future[i, k, h], python_frame(fork))
+                    np.testing.assert_equal(b.future[i, k, h], python_frame(fork))
                     assert b.ended[i, k, h] == over
                     if h == 0:
                         assert b.revisit[i, k] == any((python_frame(fork) == earlier).all() for earlier in shown)
@@ -284,7 +255,7 @@ def test_own_states_are_branched_as_exported_levels_are() -> None:
         for k in range(7):
             fork = copy.deepcopy(env)
             fork.step(k)
-            assert_equal(b.future[i, k, 0], python_frame(fork))
+            np.testing.assert_equal(b.future[i, k, 0], python_frame(fork))
 
 
 def test_only_actions_that_exist_are_tried() -> None:
@@ -306,17 +277,17 @@ def test_a_branch_goes_on_with_the_agents_own_actions(demos: Demos) -> None:
             action = np.full(len(states), k) if h == 0 else decided(fork.observe(), np.random.default_rng())
             over = fork.done
             fork.step(action)
-            assert_equal(b.action[~over, k, h], action[~over].astype(np.uint8))
-            assert_equal(b.future[:, k, h], fork.frame())
-            assert_equal(b.ended[:, k, h], fork.done)
+            np.testing.assert_equal(b.action[~over, k, h], action[~over].astype(np.uint8))
+            np.testing.assert_equal(b.future[:, k, h], fork.frame())
+            np.testing.assert_equal(b.ended[:, k, h], fork.done)
 
 
 def test_branching_is_decided_by_its_generator_and_leaves_the_states_alone(demos: Demos) -> None:
     states = replay(demos)
     before = states.state_hash(), states.observe(), states.t.copy()
     one, same, other = (branch(states, horizon=3, rng=np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert_equal((states.state_hash(), states.observe(), states.t), before)
-    assert_equal(vars(one), vars(same))
+    np.testing.assert_equal((states.state_hash(), states.observe(), states.t), before)
+    np.testing.assert_equal(vars(one), vars(same))
     assert (one.action != other.action).any()
 
 
@@ -353,7 +324,7 @@ def test_copies_of_python_environments_live_a_few_at_a_time(monkeypatch: pytest.
         monkeypatch.setattr(collect, "COPIES", copies)
         results.append(vars(branch(states, k=k, rng=np.random.default_rng(0))))
         assert Copied.most == min(copies, len(states) * (k or 3))
-    assert_equal(*results)
+    np.testing.assert_equal(*results)
 
 
 def test_transitions_are_what_a_simulator_would_remember(demos: Demos) -> None:
@@ -369,9 +340,9 @@ def test_transitions_are_what_a_simulator_would_remember(demos: Demos) -> None:
         actions.append(action[live])
         frames.append(forks.frame()[live])
     before, action, after = b.transitions()
-    assert_equal(before, {name: np.concatenate([o[name] for o in obs]) for name in before})
-    assert_equal(action, np.concatenate(actions))
-    assert_equal(after, np.concatenate(frames))
+    np.testing.assert_equal(before, {name: np.concatenate([o[name] for o in obs]) for name in before})
+    np.testing.assert_equal(action, np.concatenate(actions))
+    np.testing.assert_equal(after, np.concatenate(frames))
     assert len(action) == b.env_steps
 
 
@@ -429,16 +400,16 @@ def test_practice_returns_the_states_it_was_in(stepped: list[int]) -> None:
     before = start.state_hash(), start.observe()
     stepped.clear()
     states, env_steps = practise(start, repeats(actions), steps=6, rng=np.random.default_rng())
-    assert_equal((start.state_hash(), start.observe()), before)
+    np.testing.assert_equal((start.state_hash(), start.observe()), before)
     assert env_steps == sum(stepped) == 12
     walker, wanted = start.fork(), [start]
     for action in actions:
         walker.step(np.full(2, action))
         wanted.append(walker.fork())
-    assert_equal(states.state_hash(), np.concatenate([w.state_hash() for w in wanted]))
+    np.testing.assert_equal(states.state_hash(), np.concatenate([w.state_hash() for w in wanted]))
     for name, value in states.observe().items():
-        assert_equal(value, np.concatenate([w.observe()[name] for w in wanted]))
-    assert_equal(states.revisit, np.concatenate([w.revisit for w in wanted]))
+        np.testing.assert_equal(value, np.concatenate([w.observe()[name] for w in wanted]))
+    np.testing.assert_equal(states.revisit, np.concatenate([w.revisit for w in wanted]))
 
 
 def test_the_actor_is_asked_with_what_it_remembers() -> None:
@@ -452,7 +423,7 @@ def test_the_actor_is_asked_with_what_it_remembers() -> None:
     states, env_steps = practise(start, watched, steps=9, rng=np.random.default_rng(0))
     assert len(asked) == 4  # the horizon of the episodes is shorter than the practice
     assert env_steps == 20
-    assert_equal(states.observe(), {name: np.concatenate([obs[name] for obs in asked]) for name in asked[0]})
+    np.testing.assert_equal(states.observe(), {name: np.concatenate([obs[name] for obs in asked]) for name in asked[0]})
 
 
 def test_practice_leaves_ended_episodes_out(stepped: list[int]) -> None:
@@ -489,10 +460,10 @@ def test_join_keeps_the_order() -> None:
     nobody = parts[0].fork(np.zeros(0, np.int64))
     whole = collect.join([parts[0], nobody, parts[2], parts[1].fork(np.array([1]))])
     wanted = [parts[0], parts[2], parts[1].fork(np.array([1]))]
-    assert_equal(whole.state_hash(), np.concatenate([part.state_hash() for part in wanted]))
+    np.testing.assert_equal(whole.state_hash(), np.concatenate([part.state_hash() for part in wanted]))
     assert whole.t.tolist() == [0, 0, 2, 2, 1]
     for name, value in whole.observe().items():
-        assert_equal(value, np.concatenate([part.observe()[name] for part in wanted]))
+        np.testing.assert_equal(value, np.concatenate([part.observe()[name] for part in wanted]))
     assert len(collect.join([nobody, nobody])) == 0
 
 
@@ -565,11 +536,11 @@ def test_exactly_the_actions_asked_for_are_tried(demos: Demos) -> None:
     wanted = np.random.default_rng(0).random((len(demos), 7)) < 0.4
     wanted[3] = False  # nothing at all
     some = branch(demos, tried=wanted)
-    assert_equal(some.tried, wanted)
+    np.testing.assert_equal(some.tried, wanted)
     assert some.env_steps == wanted.sum()
     for name in ("future", "revisit", "ended", "action"):
-        assert_equal(getattr(some, name)[wanted], getattr(everything, name)[wanted])
-    assert_equal(some.future[~wanted][:, 0], np.repeat(some.frame[:, None], 7, 1)[~wanted])
+        np.testing.assert_equal(getattr(some, name)[wanted], getattr(everything, name)[wanted])
+    np.testing.assert_equal(some.future[~wanted][:, 0], np.repeat(some.frame[:, None], 7, 1)[~wanted])
     wanted[:] = True
     assert not some.tried.all()  # a copy
     with pytest.raises(UsageError, match=r"k=2 and tried=bool\(\d+, 7\): both say which .* Give one of them"):

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from actors import decided, repeats
 
 from headstart.envs import engine
 from headstart.envs.banks import bank, import_seeds
@@ -23,38 +24,9 @@ EMPTY = "MiniGrid-Empty-5x5-v0"
 SOLUTION = [engine.FORWARD, engine.FORWARD, engine.RIGHT, engine.FORWARD, engine.FORWARD]  # of EMPTY
 
 
-def assert_equal(a: Any, b: Any) -> None:
-    np.testing.assert_equal(a, b)
-
-
-def repeats(actions: list[int]) -> Callable[[Obs, np.random.Generator], np.ndarray]:
-    """An actor that ignores what it sees: the same actions in every episode, one after the other."""
-    left = iter(actions)
-    return lambda obs, rng: np.full(len(obs["frames"]), next(left))
-
-
-def decided(obs: Obs, rng: np.random.Generator) -> np.ndarray:
-    """An actor whose choice depends on all that it remembers, and on nothing else."""
-    return (obs["frames"].sum((1, 2), dtype=np.int64) + 3 * obs["actions"].sum(1, dtype=np.int64)) % 3
-
-
 @pytest.fixture(scope="module")
 def demos(cache: Path) -> Demos:
     return collect_demos(DOOR_KEY, 3, seed=0, history=2, cache=cache)
-
-
-@pytest.fixture
-def stepped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every environment step from now on: how many states each call has stepped."""
-    counts: list[int] = []
-    step = engine.step
-
-    def counted(rows: np.ndarray, action: np.ndarray) -> Any:
-        counts.append(len(rows))
-        return step(rows, action)
-
-    monkeypatch.setattr(engine, "step", counted)
-    return counts
 
 
 # ---- evaluation ----
@@ -65,10 +37,10 @@ def test_evaluation_plays_every_level_once(stepped: list[int], cache: Path) -> N
     success, length = evaluate(chosen, decided, **played)
     assert sum(stepped) == length.sum()
     assert len(success) == len(length) == 12
-    assert_equal(chosen.rows, rows)  # so that the next evaluation plays the same levels
-    assert_equal(evaluate(chosen, decided, **played), (success, length))
+    np.testing.assert_equal(chosen.rows, rows)  # so that the next evaluation plays the same levels
+    np.testing.assert_equal(evaluate(chosen, decided, **played), (success, length))
     for i in range(12):  # each by itself
-        assert_equal(evaluate(chosen[i : i + 1], decided, **played), (success[i : i + 1], length[i : i + 1]))
+        np.testing.assert_equal(evaluate(chosen[i : i + 1], decided, **played), (success[i : i + 1], length[i : i + 1]))
 
 
 def test_evaluation_counts_successes_and_steps() -> None:
@@ -102,10 +74,10 @@ def test_an_instruction_is_altered_for_the_agent_alone(instruction: str) -> None
     turning = told(missions, lambda obs, rng: np.full(len(obs["frames"]), engine.LEFT))
     evaluate(levels, turning, history=1, horizon=6, rng=np.random.default_rng(0), instruction=instruction)
     assert len(missions) == 6
-    assert_equal(missions, [missions[0]] * 6)
+    np.testing.assert_equal(missions, [missions[0]] * 6)
     assert (missions[0] == true).all() == (instruction == "given")
     if instruction == "shuffled":
-        assert_equal(np.sort(missions[0], axis=1), np.sort(true, axis=1))
+        np.testing.assert_equal(np.sort(missions[0], axis=1), np.sort(true, axis=1))
     if instruction == "emptied":
         assert not missions[0].any()
     if instruction == "swapped":
@@ -119,9 +91,9 @@ def test_an_instruction_is_altered_for_the_agent_alone(instruction: str) -> None
         return lambda obs, rng: next(t)[: len(obs["frames"])]
 
     found = evaluate(levels, deaf(), **played, rng=np.random.default_rng(0), instruction=instruction)
-    assert_equal(found, evaluate(levels, deaf(), **played, rng=np.random.default_rng(5)))
+    np.testing.assert_equal(found, evaluate(levels, deaf(), **played, rng=np.random.default_rng(5)))
     assert 0 < found[0].mean() < 1
-    assert_equal(levels.mission, text)
+    np.testing.assert_equal(levels.mission, text)
 
 
 def test_the_generator_decides_which_untrue_instruction_it_is() -> None:
@@ -130,7 +102,7 @@ def test_the_generator_decides_which_untrue_instruction_it_is() -> None:
     for seed in (0, 0, 1):
         actor = told(missions, lambda obs, rng: np.full(len(obs["frames"]), engine.LEFT))
         evaluate(levels, actor, history=1, horizon=1, rng=np.random.default_rng(seed), instruction="swapped")
-    assert_equal(missions[0], missions[1])
+    np.testing.assert_equal(missions[0], missions[1])
     assert (missions[0] != missions[2]).any()
 
 
@@ -155,7 +127,7 @@ def test_circles_are_left_early_and_change_nothing() -> None:
         played = {"history": 2, "horizon": horizon, "rng": np.random.default_rng(0)}
         full, spent = evaluate(levels, greedy, **played), sum(steps)
         steps.clear()
-        assert_equal(evaluate(levels, greedy, **played, deterministic=True), full)
+        np.testing.assert_equal(evaluate(levels, greedy, **played, deterministic=True), full)
         assert sum(steps) < 0.6 * spent or "Obstacles" in env_id
 
 
@@ -201,15 +173,15 @@ def test_a_policy_and_what_has_one_act_as_its_actor_does() -> None:
         act = decided if deterministic else uniform_actor(3)
         wanted = evaluate(levels, act, **known, rng=np.random.default_rng(0), deterministic=deterministic)
         for agent in (policy, Holds(policy)):  # which know their history, as the levels know their limit
-            assert_equal(evaluate(levels, agent, deterministic=deterministic), wanted)
+            np.testing.assert_equal(evaluate(levels, agent, deterministic=deterministic), wanted)
     states = Simulator(GridStates.of(levels), history=2, horizon=9)
     ours, theirs = (
         practise(states, agent, steps=4, rng=np.random.default_rng(0))[0].state_hash()
         for agent in (policy, uniform_actor(3))
     )
-    assert_equal(ours, theirs)
+    np.testing.assert_equal(ours, theirs)
     ours, theirs = (branch(states, horizon=3, actor=agent) for agent in (policy, uniform_actor(3)))
-    assert_equal(vars(ours), vars(theirs))
+    np.testing.assert_equal(vars(ours), vars(theirs))
 
 
 def test_what_cannot_be_evaluated_is_refused() -> None:
