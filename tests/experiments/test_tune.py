@@ -174,7 +174,7 @@ def test_a_score_is_of_validation_levels_and_of_demonstrations_that_no_study_use
 
 # ---- whole jobs ----
 @pytest.mark.slow
-@pytest.mark.parametrize(("job", "file", "n"), [("settings", "tuning.csv", 13), ("history", "history.csv", 7)])
+@pytest.mark.parametrize(("job", "file", "n"), [("settings", "tuning.csv", 10), ("history", "history.csv", 7)])
 def test_a_job_from_end_to_end(monkeypatch: pytest.MonkeyPatch, results: Path, job: str, file: str, n: int) -> None:
     run(monkeypatch, job, "tiny")
     rows = rows_of(results / file)
@@ -189,5 +189,5 @@ def test_a_job_in_processes(monkeypatch: pytest.MonkeyPatch, results: Path) -> N
     monkeypatch.setattr(sys, "argv", ["experiments/tune.py", "budget", "tiny", "--processes", "1"])
     tune.main()
     rows = rows_of(results / "budget.csv")
-    assert [(row["demos"], row["seed"]) for row in rows] == [(str(n), str(s)) for n in (1, 2, 4, 8) for s in SEEDS]
+    assert [(row["demos"], row["seed"]) for row in rows] == [(str(n), str(s)) for n in (1, 2, 4) for s in SEEDS]
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in SCORED)
