@@ -177,22 +177,39 @@ def _draw_bound(axes: "Axes", name: str, success: float) -> Label:
 
 
 def _mark_spent(axes: "Axes", look: Look, seeds: dict[int, list[Row]]) -> None:
-    """A thin line from zero to the warm start, with the steps that were spent on it, where there is room for words."""
+    """A thin line from zero to the warm start, with the steps that were spent on it, where there is room for words.
+
+    They are above or below the line, at its start or its end, wherever they hide least.
+    """
     steps = float(np.mean([curve[0]["env_steps"] for curve in seeds.values()]))
     success = float(np.mean([curve[0]["success"] for curve in seeds.values()]))
     if steps < 0.13 * axes.get_xlim()[1]:
         return
+    width, height, gap = 0.14 * axes.get_xlim()[1], 0.075, 0.012  # of the words, in the units of the axes
+    lows = [low for low in (success + gap, success - gap - height) if 0 <= low <= 1 - height]
+    places = [(left, low) for low in lows for left in (gap * width, steps - 1.2 * width)]
+    left, low = min(places, key=lambda place: _hidden(axes, *place, width, height))
     axes.plot([0, steps], [success, success], color=look.colour, linewidth=0.8, alpha=0.7, zorder=2)
-    axes.annotate(
+    axes.text(
+        left,
+        low,
         f"{steps / 1000:,.0f}k steps,\nno reward",
-        xy=(0, success),
-        xytext=(5, 3),
-        textcoords="offset points",
         fontsize=8.8,
         color=look.colour,
         linespacing=1.1,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )
+
+
+def _hidden(axes: "Axes", left: float, low: float, width: float, height: float) -> int:
+    """How much of lines and markers a box would hide, given its lower left corner."""
+    hidden, across = 0, np.linspace(left, left + width, 50)
+    for line in axes.lines:
+        x, y = np.asarray(line.get_xydata()).T
+        drawn = (across >= x[0]) & (across <= x[-1]) & (np.abs(np.interp(across, x, y) - low - height / 2) < height / 2)
+        marked = (np.abs(x - left - width / 2) < width / 2) & (np.abs(y - low - height / 2) < height / 2)
+        hidden += int(drawn.sum() + 10 * marked.sum())
+    return hidden
 
 
 def _write_labels(axes: "Axes", labels: Sequence[Label]) -> None:

@@ -70,6 +70,19 @@ def test_curves_start_at_the_steps_spent_before_rl() -> None:
     assert len(axes.collections) == 3  # a band for each
 
 
+@pytest.mark.parametrize("bc", [(0.85, 0.9), (0.8, 0.6), (0.7, 0.9)])
+def test_the_steps_before_rl_are_said_where_no_curve_is(bc: tuple[float, float]) -> None:
+    """A curve above the line of reflect, below it, or across it."""
+    (axes,) = pictures.draw(runs_of({"bc": bc, "reflect": (0.8, 0.95)}, seeds=1, spent=100_000)).axes
+    (words,) = (text for text in axes.texts if "no reward" in text.get_text())
+    left, low = words.get_position()
+    assert 0 <= low <= 0.925
+    curves = (np.asarray(line.get_xydata()) for line in axes.lines)
+    x, y = next(curve for curve in curves if len(curve) == 16 and curve[0, 0] == 0).T
+    under = np.interp(np.linspace(left, left + 0.14 * axes.get_xlim()[1]), x, y)
+    assert not ((low < under) & (under < low + 0.075)).any()
+
+
 def test_seeds_whose_points_lie_elsewhere_are_interpolated_over_what_all_have() -> None:
     """As GRPO's. One seed ends at 300, the other at 400; both climb by 0.1 in 100 steps, the second from 0.2."""
 
