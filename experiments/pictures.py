@@ -205,7 +205,8 @@ def _hidden(axes: "Axes", left: float, low: float, width: float, height: float) 
     """How much of lines and markers a box would hide, given its lower left corner."""
     hidden, across = 0, np.linspace(left, left + width, 50)
     for line in axes.lines:
-        x, y = np.asarray(line.get_xydata()).T
+        shown = line.get_transform().transform(line.get_xydata())  # a line across the axes is in units of its own
+        x, y = axes.transData.inverted().transform(shown).T
         drawn = (across >= x[0]) & (across <= x[-1]) & (np.abs(np.interp(across, x, y) - low - height / 2) < height / 2)
         marked = (np.abs(x - left - width / 2) < width / 2) & (np.abs(y - low - height / 2) < height / 2)
         hidden += int(drawn.sum() + 10 * marked.sum())

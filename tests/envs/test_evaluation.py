@@ -131,20 +131,9 @@ def test_circles_are_left_early_and_change_nothing() -> None:
         assert sum(steps) < 0.6 * spent or "Obstacles" in env_id
 
 
-class Steps(gymnasium.Env):
-    """Any environment that runs in Python."""
-
-    action_space: gymnasium.Space = gymnasium.spaces.Discrete(3)
-    observation_space: gymnasium.Space = gymnasium.spaces.Box(-99, 99, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        super().reset(seed=seed)
-        self.at = np.float32(0)
-        return np.array([self.at]), {}
-
-    def step(self, action: Any) -> Any:
-        self.at += np.float32(action + self.np_random.random())
-        return np.array([self.at]), 0.0, bool(self.at > 15), False, {}
+def cart() -> gymnasium.Env:
+    """An environment that runs in Python."""
+    return gymnasium.make("CartPole-v1")
 
 
 # ---- who acts ----
@@ -195,9 +184,9 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
         evaluate(levels, decided)
     with pytest.raises(UsageError, match=rf"looks at 3 frames of {DOOR_KEY}, .* shown 5 frames of {DOOR_KEY}"):
         evaluate(levels, policy, history=4)
-    task = demonstrate(Steps, lambda obs: int(obs[0] < 1), 1, horizon=3, mode="deepcopy").task
+    task = demonstrate(cart, lambda obs: int(obs[0] < 1), 1, horizon=3, mode="deepcopy").task
     assert task is not None
-    with pytest.raises(UsageError, match=r"looks at 3 frames of .*, and would be shown 3 frames of Steps"):
+    with pytest.raises(UsageError, match=r"looks at 3 frames of .*, and would be shown 3 frames of CartPole"):
         evaluate(task.levels("test", 1), policy)
     unplayable: list[dict[str, Any]] = [{"history": 1.5}, {"history": 2, "horizon": 0}, {"history": 2, "rng": 0}]
     for settings in unplayable:
@@ -207,14 +196,14 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
 
 
 def test_what_is_no_levels_is_told_which_to_give(demos: Demos) -> None:
-    own: Any = demonstrate(Steps, lambda obs: int(obs[0] < 1), 1, horizon=3, mode="deepcopy")
+    own: Any = demonstrate(cart, lambda obs: int(obs[0] < 1), 1, horizon=3, mode="deepcopy")
     of_door_key = rf'Give bank\("{DOOR_KEY}", "test", 1000\)'
     wrong: Any
     for wrong, told in (
         (DOOR_KEY, rf"not a str\. {of_door_key}"),
         (demos, rf"not a Demos\. {of_door_key}"),
         (own, r'not a Demos\. Give demos\.task\.levels\("test", 1000\)'),
-        (Steps(), r'not a Steps\. Give bank\(env_id, "test", 1000\), or demos\.task\.levels\("test", 1000\)'),
+        (cart(), r'not a TimeLimit\. Give bank\(env_id, "test", 1000\), or demos\.task\.levels\("test", 1000\)'),
     ):
         with pytest.raises(UsageError, match=told):
             evaluate(wrong, decided, history=2)
