@@ -28,7 +28,7 @@ from headstart.envs.levels import export_level
 from headstart.envs.simulator import Actor, GridStates, Obs, Simulator, States, uniform_actor
 from headstart.envs.spaces import Choices
 from headstart.envs.tasks import Task
-from headstart.envs.transitions import Branches, Demos
+from headstart.envs.transitions import Branches, Demos, Walk
 
 __all__ = ["branch", "collect_demos", "load_demos", "play", "practise", "replay", "save_demos"]
 
@@ -377,19 +377,24 @@ def _some_actions(
     return tried
 
 
-def practise(start: Simulator, actor: Agent, *, steps: int, rng: np.random.Generator) -> tuple[Simulator, int]:
-    """Let the agent act from ``start`` for up to ``steps`` steps; (every state it was in, steps taken).
+def practise(start: Simulator, actor: Agent, *, steps: int, rng: np.random.Generator) -> tuple[Simulator, Walk]:
+    """Let the agent act from ``start`` for up to ``steps`` steps: every state it was in, and what it did there.
 
     The states of ``start`` are among them, ended episodes are not; ``start`` itself is not changed.
     """
     act, rng = acting(actor), generator(rng)
     agents = start.fork(np.flatnonzero(~start.done))
-    visited = [agents.fork()]
+    visited, steps_taken = [agents], []
     env_steps = 0
     for _ in range(steps):
         if not len(agents):
             break
-        env_steps += agents.step(act(agents.observe(), rng))
+        action, agents = act(agents.observe(), rng), agents.fork()
+        env_steps += agents.step(action)
+        steps_taken.append((action, agents.frame(), agents.revisit, agents.done))
         agents = agents.fork(np.flatnonzero(~agents.done))
-        visited.append(agents.fork())
-    return join(visited), env_steps
+        visited.append(agents)
+    stay = len(agents)
+    steps_taken.append((np.full(stay, -1), agents.frame(), np.zeros(stay, np.bool_), np.zeros(stay, np.bool_)))
+    taken, future, revisit, ended = (np.concatenate(part) for part in zip(*steps_taken, strict=True))
+    return join(visited), Walk(taken, future, revisit, ended, env_steps)

@@ -14,7 +14,7 @@ from headstart.envs.simulator import Obs, push
 from headstart.envs.spaces import GRID, Layout
 from headstart.envs.tasks import Task
 
-__all__ = ["Branches", "Demos"]
+__all__ = ["Branches", "Demos", "Walk"]
 
 
 def _check(name: str, array: NDArray, shape: tuple[int, ...]) -> None:
@@ -197,3 +197,24 @@ class Branches:
             np.concatenate([step[1] for step in executed]).astype(np.int64),
             np.concatenate([step[2] for step in executed]),
         )
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What an agent has done by itself in N states, one step in each.
+
+    action (N,) int64: -1 in the states that its episodes were left in.
+    future (N, F) uint8, revisit (N,) bool, ended (N,) bool: as in `Branches`, of this step.
+    env_steps: environment steps that were walked.
+    """
+
+    action: NDArray[np.int64]
+    future: NDArray[np.uint8]
+    revisit: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
+    env_steps: int
+
+    def take(self, index: NDArray[np.int64]) -> "Walk":
+        """The steps at ``index``; ``env_steps`` stays what all of them have cost."""
+        parts = ("action", "future", "revisit", "ended")
+        return replace(self, **{name: getattr(self, name)[index] for name in parts})

@@ -74,8 +74,8 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
 
     ``reflect_ppo``: settings of PPO from `reflect`'s warm starts, where those of the script, which suit bc, do not.
 
-    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` takes about a quarter of its steps, for where
-    steps are dear. ``bc_plain`` and ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with
+    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` is for where steps are dear: it practises on an
+    eighth of the levels, without walks, and executes only what it does not know already. ``bc_plain`` and ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with
     a world model's loss beside PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no
     RL.
 
@@ -84,7 +84,7 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
     but the present.
     """
     reflect = reflection_around(bc)
-    frugal = dataclasses.replace(reflect, levels=64, states=500, walks=0)
+    frugal = dataclasses.replace(reflect, levels=32, states=1000, draws=4, walks=0, sparing=True)
     ppo = reflect_ppo or {}
     named = {
         "scratch": Arm(None, memory, rl=True),

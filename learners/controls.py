@@ -57,8 +57,8 @@ class ControlConfig:
 
     @property
     def total_updates(self) -> int:
-        """Gradient updates that a fit makes: the policy's."""
-        return self.reflect.policy_updates
+        """Gradient updates that a fit makes: all but those of judges."""
+        return self.reflect.foresight_updates + self.reflect.policy_updates
 
 
 class Control(Reflection):

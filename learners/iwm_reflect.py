@@ -27,6 +27,8 @@ class IWMReflectConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.reflect.sparing:
+            raise UsageError("IWMReflect learns from all branches: leave reflect.sparing off.")
 
     @property
     def horizon(self) -> int:

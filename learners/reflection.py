@@ -12,7 +12,7 @@
                      L_C = -log sigmoid(J(h_i, s_i) - J(h_i in the context of j, s_i))
                  for experts never do the wrong thing, and a judge of their states alone hardly needs the mission.
     3. Practise. The agent acts by itself, around the demonstrations and on fresh levels, and in the states it
-                 reaches it tries all its actions.
+                 reaches it tries all its actions (``sparing``: all but those whose futures it knows already).
     4. Label.    q(a | h) = softmax_a (w log J + (1 - w) log pi_0), by futures that were really executed and by
                  imitation: what comes of an action, and what an expert would have done.
     5. Learn.    L = -log pi(a_i | h_i)  -  w' sum_a q(a | h) log pi(a | h)   over expert's and own states.
@@ -41,7 +41,9 @@ from headstart.envs.effects import EFFECTS, effects, explain
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.mirror import mirror_action, with_mirror_image
 from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
-from headstart.envs.transitions import Branches, Demos
+from headstart.envs.transitions import Branches, Demos, Walk
+from headstart.learners import affordance
+from headstart.learners.affordance import Affordances
 from headstart.learners.bc import BC, BCConfig, imitation_targets, with_mirrored
 from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, check_settings, given, silent
 from headstart.models.history import hide_past, swap_context
@@ -102,6 +104,9 @@ class ReflectionConfig:
     draws: int = 8
     """Where luck decides what an action leads to: how often all actions are tried in a state, each time with other
     luck. A judge that saw one future of each would learn the luck by heart."""
+    sparing: bool = False
+    """Whether to execute only what is not known already (affordance.py): not the action that the expert or the agent
+    has taken in a state, nor what is sure to change nothing. Then `fit` makes its own branches of demonstrations."""
     k: int | None = None
     """How many actions are tried in an own state; None for all. Judges speak of those that were tried, and the others
     are left what imitation gives them. At demonstrated states `branch(demos, k=...)` decides."""
@@ -120,16 +125,23 @@ class ReflectionConfig:
         check_settings(self, **dict.fromkeys(("walk_steps", "levels", "states", "draws"), (1, inf)))
         if self.alternatives not in get_args(Alternatives):
             raise UsageError(f"alternatives={self.alternatives!r}: choose from {', '.join(get_args(Alternatives))}.")
+        if self.sparing and (self.judge.horizon > 1 or self.k is not None):
+            raise UsageError("sparing=True knows one step ahead, of every action: leave out judge.horizon and k.")
 
     @property
     def horizon(self) -> int:
-        """Steps of the branches that a fit wants."""
-        return self.judge.horizon
+        """Steps of the branches that a fit wants; 0 where it makes its own."""
+        return 0 if self.sparing else self.judge.horizon
 
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, those of the judges included."""
-        return self.judge.members * self.judge.updates + self.policy_updates
+        return self.judge.members * self.judge.updates + self.foresight_updates + self.policy_updates
+
+    @property
+    def foresight_updates(self) -> int:
+        """Those of what knows that an action will change nothing."""
+        return 2 * affordance.MEMBERS * affordance.UPDATES if self.sparing else 0
 
     @property
     def policy_updates(self) -> int:
@@ -173,18 +185,19 @@ class Reflection:
                 for _ in range(judge.members)
             ]
             self.rationale = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
+        self.affordances = Affordances(policy, seed=seed) if self.config.sparing else None
         self.imitator: HeadstartPolicy | None = None
         self.lessons: Lessons | None = None  # of the last round: all own states and their labels
         self.updates = self.env_steps = 0
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         """All stages. ``branches``: every action at the demonstrated states; ``practise``: where fresh levels are."""
-        branches, practise = self.accepted(demos, branches, practise)
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
         self.env_steps = 0
+        branches, practise = self.accepted(demos, branches, practise)
         # 1. imitate
         metrics = BC(self.policy, c.bc, seed=self.seed, log=self.log).fit(demos).metrics
-        self.updates = c.bc.total_updates
+        self.updates = c.bc.total_updates + c.foresight_updates
         self.imitator = copy.deepcopy(self.policy)
         # 2. judge
         expert_states = collect.replay(demos)
@@ -196,13 +209,13 @@ class Reflection:
 
         def practise_from(start: Simulator, actor: Actor, steps: int) -> None:
             """Act, try every action in some of the states that were reached, label them."""
-            states, walked = collect.practise(start, actor, steps=steps, rng=rng)
-            self.env_steps += walked
+            states, walk = collect.practise(start, actor, steps=steps, rng=rng)
+            self.env_steps += walk.env_steps
             if not len(states):
                 return  # every episode was over
-            some = rng.choice(len(states), min(len(states), c.states), replace=False)
-            states = states.fork(np.sort(some))
-            tried = self._try(states, rng)
+            some = np.sort(rng.choice(len(states), min(len(states), c.states), replace=False))
+            states = states.fork(some)
+            tried = self._try(states, rng, walk=walk.take(some))
             own.append(tried)
             labels.append(self.label(tried, states))
             self.env_steps += tried.env_steps
@@ -223,9 +236,16 @@ class Reflection:
     def accepted(self, demos: Demos, branches: Branches | None, practise: Practice | None) -> tuple[Branches, Practice]:
         """What `fit` is given, checked before anything is learned; branches as long as the judges look ahead."""
         name, c = type(self).__name__, self.config
-        if branches is None or practise is None:
+        if c.sparing and branches is not None:
+            raise UsageError(f"{name} with sparing=True makes its own branches: fit(demos, practise=env).")
+        if practise is None or (branches is None and not c.sparing):
             raise UsageError(f"{name} needs fit(demos, branches, practise): branch(demos), and an environment.")
         accept(self.policy, demos, branches, practise)
+        if branches is None:
+            assert self.affordances is not None
+            branches = self.affordances.branch_demos(demos)
+            self.env_steps += branches.env_steps
+            return branches, practise
         same_states = np.array_equal(branches.frame, demos.obs["frames"][:, -1])
         if not (same_states and np.array_equal(branches.expert_action, demos.action)):
             raise DataError(
@@ -335,8 +355,16 @@ class Reflection:
         return future, np.stack(signs, axis=2)
 
     # ---- 3. practise ----
-    def _try(self, states: Simulator, rng: np.random.Generator, tried: NDArray[np.bool_] | None = None) -> Branches:
-        """All actions or k of them, or those that were ``tried`` (N, A) before."""
+    def _try(
+        self,
+        states: Simulator,
+        rng: np.random.Generator,
+        tried: NDArray[np.bool_] | None = None,
+        walk: Walk | None = None,
+    ) -> Branches:
+        """All actions or k of them, or those that were ``tried`` (N, A) before; ``walk`` has led through the states."""
+        if self.affordances:
+            return self.affordances.branch(states, walk)
         c = self.config
         which: dict[str, Any] = {"k": c.k, "alternatives": c.alternatives} if tried is None else {"tried": tried}
         return collect.branch(states, horizon=c.horizon, actor=self.policy.actor(), rng=rng, **which)

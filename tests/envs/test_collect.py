@@ -399,9 +399,9 @@ def test_practice_returns_the_states_it_was_in(stepped: list[int]) -> None:
     start.step(np.array([engine.RIGHT, engine.DONE]))
     before = start.state_hash(), start.observe()
     stepped.clear()
-    states, env_steps = practise(start, repeats(actions), steps=6, rng=np.random.default_rng())
+    states, walk = practise(start, repeats(actions), steps=6, rng=np.random.default_rng())
     np.testing.assert_equal((start.state_hash(), start.observe()), before)
-    assert env_steps == sum(stepped) == 12
+    assert walk.env_steps == sum(stepped) == 12
     walker, wanted = start.fork(), [start]
     for action in actions:
         walker.step(np.full(2, action))
@@ -420,9 +420,9 @@ def test_the_actor_is_asked_with_what_it_remembers() -> None:
         return rng.integers(7, size=len(obs["frames"]))
 
     start = Simulator(GridStates.of(import_seeds(DOOR_KEY, range(5))), history=2, horizon=4)
-    states, env_steps = practise(start, watched, steps=9, rng=np.random.default_rng(0))
+    states, walk = practise(start, watched, steps=9, rng=np.random.default_rng(0))
     assert len(asked) == 4  # the horizon of the episodes is shorter than the practice
-    assert env_steps == 20
+    assert walk.env_steps == 20
     np.testing.assert_equal(states.observe(), {name: np.concatenate([obs[name] for obs in asked]) for name in asked[0]})
 
 
@@ -431,25 +431,44 @@ def test_practice_leaves_ended_episodes_out(stepped: list[int]) -> None:
     for action in SOLUTION:  # the first is at the goal before practice begins
         start.step(np.array([action, engine.LEFT, engine.LEFT]))
     stepped.clear()
-    states, env_steps = practise(start.fork(np.array([0, 1])), uniform_actor(1), steps=3, rng=np.random.default_rng())
-    assert env_steps == sum(stepped) == 3  # of the one that was still running
+    states, walk = practise(start.fork(np.array([0, 1])), uniform_actor(1), steps=3, rng=np.random.default_rng())
+    assert walk.env_steps == sum(stepped) == 3  # of the one that was still running
     assert states.t.tolist() == [5, 6, 7, 8]
 
     fresh = Simulator(GridStates.of(import_seeds(EMPTY, [0])), history=1, horizon=50)
     stepped.clear()
-    states, env_steps = practise(fresh, repeats(SOLUTION * 2), steps=10, rng=np.random.default_rng())
-    assert env_steps == sum(stepped) == 5  # nobody acts after the goal
+    states, walk = practise(fresh, repeats(SOLUTION * 2), steps=10, rng=np.random.default_rng())
+    assert walk.env_steps == sum(stepped) == 5  # nobody acts after the goal
     assert states.t.tolist() == [0, 1, 2, 3, 4]  # the state at the goal is not one to act in
     assert not states.done.any()
+    assert walk.ended.tolist() == [False] * 4 + [True]
+
+
+def test_a_walk_is_what_branches_would_show() -> None:
+    start = Simulator(GridStates.of(import_seeds(EMPTY, range(8))), history=2, horizon=12)
+    states, walk = practise(start, uniform_actor(7), steps=30, rng=np.random.default_rng(0))
+    went_on = np.flatnonzero(walk.action >= 0)
+    assert len(went_on) == walk.env_steps == len(states)  # all episodes have ended
+    few, short = practise(start, uniform_actor(7), steps=2, rng=np.random.default_rng(0))
+    assert short.action[-8:].tolist() == [-1] * 8
+    assert len(few) == 24
+    some = went_on[::3]
+    walked, tried = walk.take(some), branch(states.fork(some))
+    here = np.arange(len(some)), walked.action
+    np.testing.assert_equal(tried.future[*here, 0], walked.future)
+    np.testing.assert_equal(tried.revisit[here], walked.revisit)
+    np.testing.assert_equal(tried.ended[*here, 0], walked.ended)
+    assert walked.ended.any()
+    assert walked.revisit.any()
 
 
 def test_practice_that_ends_at_once_is_over() -> None:
     start = Simulator(GridStates.of(import_seeds(EMPTY, [0, 1])), history=1, horizon=1)
-    states, env_steps = practise(start, uniform_actor(7), steps=5, rng=np.random.default_rng(0))
-    assert (len(states), env_steps) == (2, 2)
+    states, walk = practise(start, uniform_actor(7), steps=5, rng=np.random.default_rng(0))
+    assert (len(states), walk.env_steps) == (2, 2)
     start.step(np.zeros(2, np.int64))
-    states, env_steps = practise(start, uniform_actor(7), steps=5, rng=np.random.default_rng(0))
-    assert (len(states), env_steps) == (0, 0)
+    states, walk = practise(start, uniform_actor(7), steps=5, rng=np.random.default_rng(0))
+    assert (len(states), len(walk.action), walk.env_steps) == (0, 0, 0)
 
 
 def test_join_keeps_the_order() -> None:

@@ -1,6 +1,7 @@
 """Arms: what is compared with what, and budgets that are what they say."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from headstart.learners import LEARNERS, BCConfig, IWMConfig, JudgeConfig, Refle
 
 BC = BCConfig(updates=900, learning_rate=2e-3, hidden_past=0.25)
 ARMS = arms_around(BC, memory=2)
+FRUGAL: dict[str, Any] = {"levels": 32, "states": 1000, "draws": 4, "walks": 0, "sparing": True}
 
 
 def test_the_main_arms_differ_in_what_is_compared() -> None:
@@ -20,7 +22,7 @@ def test_the_main_arms_differ_in_what_is_compared() -> None:
         "bc_long": Arm(dataclasses.replace(BC, updates=reflect.total_updates), memory=2, rl=False),
         "iwm": Arm(IWMConfig(bc=BC), memory=2, rl=False),
         "reflect": Arm(reflect, memory=2, rl=True),
-        "reflect_frugal": Arm(dataclasses.replace(reflect, levels=64, states=500, walks=0), memory=2, rl=True),
+        "reflect_frugal": Arm(dataclasses.replace(reflect, **FRUGAL), memory=2, rl=True),
     }
     assert reflect.total_updates > BC.updates
 
@@ -47,9 +49,8 @@ def test_the_frugal_arm_has_less_practice_and_is_else_the_same() -> None:
     reflect, frugal = ARMS["reflect"].learner, ARMS["reflect_frugal"].learner
     assert isinstance(reflect, ReflectionConfig)
     assert isinstance(frugal, ReflectionConfig)
-    assert (4 * frugal.levels, 4 * frugal.states) == (reflect.levels, reflect.states)
-    assert frugal.walks == 0
-    assert dataclasses.replace(frugal, levels=reflect.levels, states=reflect.states, walks=reflect.walks) == reflect
+    assert (8 * frugal.levels, 2 * frugal.states, 2 * frugal.draws) == (reflect.levels, reflect.states, reflect.draws)
+    assert dataclasses.replace(reflect, **FRUGAL) == frugal
 
 
 def test_arms_with_settings_of_ppo_are_else_those_that_they_are_compared_with() -> None:

@@ -15,7 +15,7 @@ from headstart.envs import demonstrate
 from headstart.envs.collect import branch, collect_demos
 from headstart.envs.transitions import Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import LEARNERS, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig
+from headstart.learners import LEARNERS, BCConfig, IWMConfig, JudgeConfig, ReflectionConfig, affordance
 from headstart.models.stack import Together
 
 World = Callable[[int, Path], tuple[Demos, HeadstartVecEnv]]
@@ -34,6 +34,7 @@ VARIANTS = {config.__name__: shortened(config, BC, REFLECT) for config in LEARNE
     "held out": dataclasses.replace(BC, held_out=0.3),
     "joint": IWMConfig(bc=BC, updates=2, mode="joint"),
     "rationale": dataclasses.replace(REFLECT, rationale_weight=0.3),
+    "sparing": dataclasses.replace(REFLECT, sparing=True),
 }
 
 
@@ -55,7 +56,7 @@ def fits(config: Any, cache: Path, device: str, world: World = grid) -> tuple[li
     policies, work = [], []
     for seed in range(3):
         demos, env = world(seed, cache)
-        branches = branch(demos, horizon=4, rng=np.random.default_rng(1))
+        branches = branch(demos, horizon=4, rng=np.random.default_rng(1)) if config.horizon else None
         policy = fresh_model(env, device=device).policy
         learner = LEARNERS[type(config)](policy, config, seed=seed)
         policies.append((policy, demos))
@@ -68,7 +69,8 @@ NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch find
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_CUDA)])
 @pytest.mark.parametrize(("world", "name"), [*((grid, name) for name in VARIANTS), (numbers, "IWMReflectConfig")])
-def test_learners_agree(world: World, name: str, device: str, cache: Path) -> None:
+def test_learners_agree(world: World, name: str, device: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(affordance, "UPDATES", 2)
     policies, work = fits(VARIANTS[name], cache, device, world)
     alone = [fit() for fit in work]
     stacked, work = fits(VARIANTS[name], cache, device, world)

@@ -1,6 +1,7 @@
 """No reward and no success flag is read before PPO: all stages of all learners, on states that raise when asked."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ CONFIGS = {
     DaggerConfig: DaggerConfig(REFLECT),
     StarConfig: StarConfig(BC, updates=3),
 }
+VARIANTS = [pytest.param(config, id=kind.__name__) for kind, config in CONFIGS.items()]
+VARIANTS += [pytest.param(replace(REFLECT, sparing=True), id="sparing")]
 
 
 class Asked(Exception):
@@ -84,7 +87,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 def fitted(config: Any, demos: Demos, env: HeadstartVecEnv) -> PPO:
     settings = {"n_steps": 8, "batch_size": 32, "critic_updates": 0}
     model = PPO(HeadstartPolicy, env, seed=0, **settings)
-    branches = branch(demos, horizon=3)
+    branches = branch(demos, horizon=3) if config.horizon else None
     LEARNERS[type(config)](model.policy, config).fit(demos, branches, env)
     return model
 
@@ -93,7 +96,7 @@ def test_every_learner_is_here() -> None:
     assert CONFIGS.keys() == LEARNERS.keys()
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize("config", VARIANTS)
 @pytest.mark.usefixtures("unread")
 def test_all_stages_learn_without_reward(config: Any, demos: Demos, env: HeadstartVecEnv) -> None:
     assert fitted(config, demos, env).policy.warm_start
@@ -111,7 +114,7 @@ def test_everything_before_rl_raises_when_it_should(demos: Demos, env: Headstart
         model.learn(32)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize("config", VARIANTS)
 def test_what_the_outcome_was_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, config: Any, demos: Demos, cache: Path
 ) -> None:
