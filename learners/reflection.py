@@ -191,7 +191,8 @@ class Reflection:
         self.updates = self.env_steps = 0
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
-        """All stages. ``branches``: every action at the demonstrated states; ``practise``: where fresh levels are."""
+        """All stages. ``branches``: every action at the demonstrated states, unless ``sparing`` makes its own;
+        ``practise``: where fresh levels are."""
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
         self.env_steps = 0
         branches, practise = self.accepted(demos, branches, practise)
