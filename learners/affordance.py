@@ -2,10 +2,10 @@
 
     L = -sum_a [ c_a log p_a(s) + (1 - c_a) log(1 - p_a(s)) ]     c_a: whether action a has changed what is seen in s
 
-More than half of all futures are the present once more: hands that hold nothing drop nothing, and walls give no way. A
-hundred states, with every action tried in each, teach small networks which ones: where all of them are sure, an action
-need not be executed to know what comes of it. Its future is the present, which has been seen before. And what the
-expert or the agent itself has done in a state, its own episode has shown.
+More than half of all futures are the present once more: hands that hold nothing drop nothing, and walls give no way.
+Some dozens of states, with every action tried in each, teach small networks which ones: where all of them are sure, an
+action need not be executed to know what comes of it. Its future is the present, which has been seen before. And what
+the expert or the agent itself has done in a state, its own episode has shown.
 
 Action elimination (arXiv 1809.02121) learns which actions to leave out, from a signal of the environment. Here they are
 not left out, but judged like the others, only without a step of the environment.
