@@ -179,7 +179,7 @@ def _draw_bound(axes: "Axes", name: str, success: float) -> Label:
 def _mark_spent(axes: "Axes", look: Look, seeds: dict[int, list[Row]]) -> None:
     """A thin line from zero to the warm start, with the steps that were spent on it, where there is room for words.
 
-    They are above or below the line, at its start or its end, wherever they hide least.
+    They are above or below the line, at its start, its end, behind that or midway, wherever they hide least.
     """
     steps = float(np.mean([curve[0]["env_steps"] for curve in seeds.values()]))
     success = float(np.mean([curve[0]["success"] for curve in seeds.values()]))
@@ -187,7 +187,8 @@ def _mark_spent(axes: "Axes", look: Look, seeds: dict[int, list[Row]]) -> None:
         return
     width, height, gap = 0.14 * axes.get_xlim()[1], 0.075, 0.012  # of the words, in the units of the axes
     lows = [low for low in (success + gap, success - gap - height) if 0 <= low <= 1 - height]
-    places = [(left, low) for low in lows for left in (gap * width, steps - 1.2 * width)]
+    lefts = [gap * width, steps - 1.2 * width, steps + 0.25 * width, 0.5 * (steps - width)]
+    places = [(left, low) for low in lows for left in lefts if left + width <= axes.get_xlim()[1]]
     left, low = min(places, key=lambda place: _hidden(axes, *place, width, height))
     axes.plot([0, steps], [success, success], color=look.colour, linewidth=0.8, alpha=0.7, zorder=2)
     axes.text(
@@ -202,13 +203,13 @@ def _mark_spent(axes: "Axes", look: Look, seeds: dict[int, list[Row]]) -> None:
 
 
 def _hidden(axes: "Axes", left: float, low: float, width: float, height: float) -> int:
-    """How much of lines and markers a box would hide, given its lower left corner."""
+    """How much of lines and markers, which are wide, a box would hide, given its lower left corner."""
     hidden, across = 0, np.linspace(left, left + width, 50)
     for line in axes.lines:
         shown = line.get_transform().transform(line.get_xydata())  # a line across the axes is in units of its own
         x, y = axes.transData.inverted().transform(shown).T
         drawn = (across >= x[0]) & (across <= x[-1]) & (np.abs(np.interp(across, x, y) - low - height / 2) < height / 2)
-        marked = (np.abs(x - left - width / 2) < width / 2) & (np.abs(y - low - height / 2) < height / 2)
+        marked = (np.abs(x - left - width / 2) < 0.6 * width) & (np.abs(y - low - height / 2) < 0.8 * height)
         hidden += int(drawn.sum() + 10 * marked.sum())
     return hidden
 
