@@ -240,7 +240,10 @@ class Reflection:
         if c.sparing and branches is not None:
             raise UsageError(f"{name} with sparing=True makes its own branches: fit(demos, practise=env).")
         if practise is None or (branches is None and not c.sparing):
-            raise UsageError(f"{name} needs fit(demos, branches, practise): branch(demos), and an environment.")
+            parts, first = (
+                ("demos, practise", "demonstrations") if c.sparing else ("demos, branches, practise", "branch(demos)")
+            )
+            raise UsageError(f"{name} needs fit({parts}): {first}, and an environment.")
         accept(self.policy, demos, branches, practise)
         if branches is None:
             assert self.affordances is not None

@@ -201,5 +201,7 @@ def test_it_makes_its_own_branches(env: HeadstartVecEnv, demos: Demos, branches:
     assert SPARING.horizon == 0
     with pytest.raises(UsageError, match=r"sparing=True makes its own branches"):
         Reflection(fresh_policy(env), SPARING).fit(demos, branches, env)
+    with pytest.raises(UsageError, match=r"needs fit\(demos, practise\): demonstrations, and an environment"):
+        Reflection(fresh_policy(env), SPARING).fit(demos)
     with pytest.raises(UsageError, match="IWMReflect learns from all branches"):
         IWMReflectConfig(reflect=SPARING)
