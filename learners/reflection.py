@@ -12,7 +12,8 @@
                      L_C = -log sigmoid(J(h_i, s_i) - J(h_i in the context of j, s_i))
                  for experts never do the wrong thing, and a judge of their states alone hardly needs the mission.
     3. Practise. The agent acts by itself, around the demonstrations and on fresh levels, and in the states it
-                 reaches it tries all its actions (``sparing``: all but those whose futures it knows already).
+                 reaches it tries all its actions. (``sparing``: all but those whose futures it knows already, because
+                 it has seen them, or is sure that nothing changes. These are judged like the others.)
     4. Label.    q(a | h) = softmax_a (w log J + (1 - w) log pi_0), by futures that were really executed and by
                  imitation: what comes of an action, and what an expert would have done.
     5. Learn.    L = -log pi(a_i | h_i)  -  w' sum_a q(a | h) log pi(a | h)   over expert's and own states.
