@@ -218,3 +218,10 @@ class Walk:
         """The steps at ``index``; ``env_steps`` stays what all of them have cost."""
         parts = ("action", "future", "revisit", "ended")
         return replace(self, **{name: getattr(self, name)[index] for name in parts})
+
+    @classmethod
+    def join(cls, walks: "Sequence[Walk]") -> "Walk":
+        """The steps of all walks, in order; what they have cost is added up."""
+        parts = ("action", "future", "revisit", "ended")
+        arrays = {name: np.concatenate([getattr(walk, name) for walk in walks]) for name in parts}
+        return cls(env_steps=sum(walk.env_steps for walk in walks), **arrays)

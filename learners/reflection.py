@@ -27,6 +27,7 @@ learned. Steps 3 to 5 on fresh levels are ours: DAgger (arXiv 1011.0686) with th
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from math import inf
 from typing import Any, NamedTuple, get_args
 
@@ -97,11 +98,11 @@ class ReflectionConfig:
     rounds: int = 2
     """Rounds of practice on fresh levels with the policy so far. Without any, it learns once, from the walks."""
     levels: int = 256
-    """Fresh levels in a round."""
+    """Fresh levels that are played at a time, until ``states`` have been reached."""
     level_steps: int = 60
     """Longest episode on a fresh level."""
     states: int = 2000
-    """States in which every action is tried, at most, of a round's episodes; and of the walks."""
+    """States in which every action is tried, of a round's episodes; and of the walks, at most."""
     draws: int = 8
     """Where luck decides what an action leads to: how often all actions are tried in a state, each time with other
     luck. A judge that saw one future of each would learn the luck by heart."""
@@ -209,9 +210,15 @@ class Reflection:
         own: list[Branches] = []
         labels: list[NDArray] = []
 
-        def practise_from(start: Simulator, actor: Actor, steps: int) -> None:
-            """Act, try every action in some of the states that were reached, label them."""
-            states, walk = collect.practise(start, actor, steps=steps, rng=rng)
+        def practise_from(starts: Iterator[Simulator], actor: Actor, steps: int) -> None:
+            """Act from the first starts, or from as many as it takes; try every action in some of the states that were
+            reached, and label them."""
+            played: list[tuple[Simulator, Walk]] = []
+            for start in starts:
+                played.append(collect.practise(start, actor, steps=steps, rng=rng))
+                if sum(len(states) for states, _ in played) >= c.states:
+                    break
+            states, walk = collect.join([states for states, _ in played]), Walk.join([walk for _, walk in played])
             self.env_steps += walk.env_steps
             if not len(states):
                 return  # every episode was over
@@ -226,9 +233,10 @@ class Reflection:
             around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
             wander = uniform_actor(around.n_actions)
             self.env_steps += around.step(wander(around.observe(), rng))  # away from the expert
-            practise_from(around, wander, c.walk_steps - 1)
+            practise_from(iter([around]), wander, c.walk_steps - 1)
         for _ in range(c.rounds):
-            practise_from(practise.fresh(c.levels, rng), self.policy.actor(), c.level_steps)
+            fresh = (practise.fresh(c.levels, rng) for _ in count())
+            practise_from(fresh, self.policy.actor(), c.level_steps)
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)
         if not c.rounds and own:
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)

@@ -24,6 +24,7 @@ SMALL = ReflectionConfig(
     rounds=1,
     levels=4,
     level_steps=8,
+    states=36,
     round_updates=5,
 )
 CUT_DOWN = {

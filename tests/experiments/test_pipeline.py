@@ -44,6 +44,7 @@ REFLECT = ReflectionConfig(
     rounds=1,
     levels=3,
     level_steps=6,
+    states=21,
     round_updates=3,
 )
 TINY = Experiment(

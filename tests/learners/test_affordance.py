@@ -24,6 +24,7 @@ SPARING = ReflectionConfig(
     bc=BCConfig(updates=3, batch_size=8),
     judge=JudgeConfig(members=1, updates=2),
     levels=3,
+    states=180,
     round_updates=2,
     sparing=True,
 )

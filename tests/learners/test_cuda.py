@@ -28,6 +28,7 @@ REFLECT = ReflectionConfig(
     judge=JudgeConfig(members=2, dropout=0.0, updates=3),  # dropout draws from the device's own random numbers
     levels=3,
     level_steps=5,
+    states=18,
     round_updates=3,
 )
 

@@ -33,6 +33,7 @@ SMALL = IWMReflectConfig(
         rounds=1,
         levels=2,
         level_steps=4,
+        states=10,
         round_updates=2,
     ),
 )

@@ -35,6 +35,7 @@ SMALL = ReflectionConfig(
     rounds=2,
     levels=3,
     level_steps=5,
+    states=18,
     round_updates=2,
 )
 UPDATES = 3 + 2 * 4 + 2 * 2

@@ -25,6 +25,7 @@ REFLECT = ReflectionConfig(
     rounds=1,
     levels=20,
     level_steps=40,
+    states=800,
     round_updates=200,
 )
 

@@ -26,6 +26,7 @@ REFLECT = ReflectionConfig(
     judge=JudgeConfig(members=2, dropout=0.0, updates=2),  # dropout draws other numbers in a stack
     levels=3,
     level_steps=5,
+    states=18,
     round_updates=2,
 )
 

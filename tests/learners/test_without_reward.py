@@ -40,6 +40,7 @@ REFLECT = ReflectionConfig(
     round_updates=3,
     levels=12,
     level_steps=80,
+    states=900,
 )
 CONFIGS = {
     BCConfig: BC,
