@@ -500,6 +500,21 @@ def test_of_many_states_some_are_branched(env: HeadstartVecEnv, demos: Demos, br
     assert fitted.env_steps <= 3 * 4 * 7 + 2 * walked + SMALL.walks * SMALL.walk_steps * len(demos)
 
 
+def test_where_episodes_are_short_it_plays_more_of_them(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    """Not so many levels, but so many states; and all that was walked for them is counted."""
+    asked: list[int] = []
+    fresh = SimpleNamespace(fresh=lambda n, rng: (asked.append(n), env.fresh(n, rng))[1])
+    config = dataclasses.replace(SMALL, walks=0, rounds=1, level_steps=1, states=40)  # 6 states of 3 levels
+    learner = Reflection(fresh_policy(env), config)
+    fitted = learner.fit(demos, branches, fresh)
+    assert asked == [3] * 7
+    assert learner.lessons is not None
+    assert len(learner.lessons.target) == 40
+    assert fitted.env_steps == 3 * 7 + 40 * 7
+
+
 # ---- options ----
 def practised(learner: Reflection, demos: Demos, branches: Branches, env: HeadstartVecEnv) -> list[Branches]:
     """The own states that a fit has learned from."""
