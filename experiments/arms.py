@@ -74,8 +74,8 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
 
     ``reflect_ppo``: settings of PPO from `reflect`'s warm starts, where those of the script, which suit bc, do not.
 
-    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` is for where steps are dear: it practises on an
-    eighth of the levels, without walks, and executes only what it does not know already. ``bc_plain`` and
+    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` is for where steps are dear: it learns from half
+    as many states of fewer episodes, without walks, and executes only what it does not know already. ``bc_plain`` and
     ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with a world model's loss beside
     PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no RL.
 
