@@ -41,7 +41,9 @@ KIND, SCHEMA = "headstart demonstrations", 1
 
 
 def join(parts: list[Simulator]) -> Simulator:
-    """One simulator with the episodes of all ``parts``, in order."""
+    """One simulator with the episodes of all ``parts``, in order; a single part as it is."""
+    if len(parts) == 1:
+        return parts[0]
     largest = max(parts, key=len)
     if not len(largest):
         return largest

@@ -216,7 +216,8 @@ class Reflection:
             played: list[tuple[Simulator, Walk]] = []
             for start in starts:
                 played.append(collect.practise(start, actor, steps=steps, rng=rng))
-                if sum(len(states) for states, _ in played) >= c.states:
+                reached = [len(states) for states, _ in played]
+                if sum(reached) >= c.states or not reached[-1]:
                     break
             states, walk = collect.join([states for states, _ in played]), Walk.join([walk for _, walk in played])
             self.env_steps += walk.env_steps

@@ -500,9 +500,7 @@ def test_of_many_states_some_are_branched(env: HeadstartVecEnv, demos: Demos, br
     assert fitted.env_steps <= 3 * 4 * 7 + 2 * walked + SMALL.walks * SMALL.walk_steps * len(demos)
 
 
-def test_where_episodes_are_short_it_plays_more_of_them(
-    env: HeadstartVecEnv, demos: Demos, branches: Branches
-) -> None:
+def test_where_episodes_are_short_it_plays_more_of_them(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     """Not so many levels, but so many states; and all that was walked for them is counted."""
     asked: list[int] = []
     fresh = SimpleNamespace(fresh=lambda n, rng: (asked.append(n), env.fresh(n, rng))[1])
@@ -513,6 +511,17 @@ def test_where_episodes_are_short_it_plays_more_of_them(
     assert learner.lessons is not None
     assert len(learner.lessons.target) == 40
     assert fitted.env_steps == 3 * 7 + 40 * 7
+
+
+def test_it_does_not_wait_for_states_that_never_come(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    """From somebody's own place to practise, that has no level left."""
+    asked: list[int] = []
+    nowhere = SimpleNamespace(fresh=lambda n, rng: (asked.append(n), env.fresh(n, rng).fork(np.zeros(0, np.int64)))[1])
+    learner = Reflection(fresh_policy(env), SMALL)
+    learner.fit(demos, branches, nowhere)
+    assert asked == [3, 3]
+    assert learner.lessons is not None
+    assert len(learner.lessons.target) == SMALL.states  # of the walks
 
 
 # ---- options ----
