@@ -20,7 +20,7 @@ from headstart.envs.errors import DataError, UsageError
 from headstart.envs.levels import export_level, level_hash
 from headstart.envs.mirror import mirror_branches
 from headstart.envs.simulator import GridStates, Obs, Simulator, uniform_actor
-from headstart.envs.transitions import Branches, Demos
+from headstart.envs.transitions import Branches, Demos, Walk
 
 DOOR_KEY = "MiniGrid-DoorKey-5x5-v0"
 EMPTY = "MiniGrid-Empty-5x5-v0"
@@ -460,6 +460,18 @@ def test_a_walk_is_what_branches_would_show() -> None:
     np.testing.assert_equal(tried.ended[*here, 0], walked.ended)
     assert walked.ended.any()
     assert walked.revisit.any()
+
+
+def test_joined_walks_are_those_of_joined_states() -> None:
+    """Of parts that are not of one length, and from other levels."""
+    starts = [Simulator(GridStates.of(import_seeds(EMPTY, seeds)), history=2, horizon=12) for seeds in ([0, 1], [2])]
+    parts = [practise(start, uniform_actor(7), steps=20, rng=np.random.default_rng(0)) for start in starts]
+    states, walk = collect.join([states for states, _ in parts]), Walk.join([walk for _, walk in parts])
+    assert walk.env_steps == sum(part.env_steps for _, part in parts) == len(states) == len(walk.action)
+    tried = branch(states)
+    np.testing.assert_equal(tried.future[np.arange(len(states)), walk.action, 0], walk.future)
+    np.testing.assert_equal(tried.ended[np.arange(len(states)), walk.action, 0], walk.ended)
+    np.testing.assert_equal(tried.revisit[np.arange(len(states)), walk.action], walk.revisit)
 
 
 def test_practice_that_ends_at_once_is_over() -> None:
