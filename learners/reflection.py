@@ -25,7 +25,7 @@ learned. Steps 3 to 5 on fresh levels are ours: DAgger (arXiv 1011.0686) with th
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import inf
@@ -210,7 +210,7 @@ class Reflection:
         own: list[Branches] = []
         labels: list[NDArray] = []
 
-        def practise_from(starts: Iterator[Simulator], actor: Actor, steps: int) -> None:
+        def practise_from(starts: Iterable[Simulator], actor: Actor, steps: int) -> None:
             """Act from the first starts, or from as many as it takes; try every action in some of the states that were
             reached, and label them."""
             played: list[tuple[Simulator, Walk]] = []
@@ -234,7 +234,7 @@ class Reflection:
             around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
             wander = uniform_actor(around.n_actions)
             self.env_steps += around.step(wander(around.observe(), rng))  # away from the expert
-            practise_from(iter([around]), wander, c.walk_steps - 1)
+            practise_from([around], wander, c.walk_steps - 1)
         for _ in range(c.rounds):
             fresh = (practise.fresh(c.levels, rng) for _ in count())
             practise_from(fresh, self.policy.actor(), c.level_steps)
