@@ -15,10 +15,11 @@ from headstart.learners.grpo import GRPO, GRPOConfig
 from headstart.learners.inverse import Inverse, InverseConfig
 from headstart.learners.iwm import IWM, IWMConfig
 from headstart.learners.iwm_reflect import IWMReflect, IWMReflectConfig
+from headstart.learners.judges import JudgeConfig
 from headstart.learners.learner import Fitted, Learner, Lessons, Practice
 from headstart.learners.ppo import PPO
 from headstart.learners.preference import Preference, PreferenceConfig
-from headstart.learners.reflection import JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners.reflection import Reflection, ReflectionConfig
 from headstart.learners.star import Star, StarConfig
 
 LEARNERS = {

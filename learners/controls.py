@@ -122,8 +122,6 @@ class RandomJudge(Control):
     def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
         """Nothing is learned."""
         self.scale = 0.0
-        for judge in self.judges:
-            judge.eval()
         return {}
 
     def judgement(self, branches: Branches) -> NDArray[np.float32]:

@@ -1,16 +1,9 @@
 """Reflection: judge the futures of one's own actions against the expert's, then learn from that judgement.
 
     1. Imitate.  bc.py: the policy that everything starts from, and a first opinion pi_0 of what to do.
-    2. Judge.    J(h, s', signs) scores a consequence: what is known so far, what is seen after an action, and whether
-                 that had been seen before. At expert states it learns to find the expert's future s_i among those of
-                 all own actions s_i^k:
+    2. Judge.    judges.py: J(h, s') scores a consequence, by what is known so far and what is seen after an action. At
+                 expert states it learns to find the expert's future s_i among those of all own actions s_i^k:
                      L_J = -log softmax_k J(h_i, s_i^k)[expert's]
-                 It sees what an action did, never which button was pressed, so that "nothing changed", "the key is
-                 carried now" and "I have been here before" generalise from a few demonstrations. Of a demonstration's
-                 outcome, its last future, it also learns whose it is: to tell the context that it belongs to (mission,
-                 distant past) from that of another demonstration j,
-                     L_C = -log sigmoid(J(h_i, s_i) - J(h_i in the context of j, s_i))
-                 for experts never do the wrong thing, and a judge of their states alone hardly needs the mission.
     3. Practise. The agent acts by itself, around the demonstrations and on fresh levels, and in the states it
                  reaches it tries all its actions. (``sparing``: all but those whose futures it knows already, because
                  it has seen them, or is sure that nothing changes. These are judged like the others.)
@@ -25,17 +18,16 @@ learned. Steps 3 to 5 on fresh levels are ours: DAgger (arXiv 1011.0686) with th
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import inf
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from headstart.envs import collect
 from headstart.envs.collect import Alternatives
@@ -46,41 +38,16 @@ from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos, Walk
 from headstart.learners import affordance
 from headstart.learners.affordance import Affordances
-from headstart.learners.bc import BC, BCConfig, imitation_targets, with_mirrored
+from headstart.learners.bc import BC, BCConfig, imitation_targets
+from headstart.learners.judges import JudgeConfig, Judges
 from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, check_settings, given, silent
-from headstart.models.history import hide_past, swap_context
-from headstart.models.judge import Judge
-from headstart.models.losses import contrast_loss, same_future_credit, soft_cross_entropy
+from headstart.models.history import hide_past
+from headstart.models.losses import soft_cross_entropy
 from headstart.models.policy import HeadstartPolicy, as_tensors
 from headstart.models.rationale import RationaleHead, margins, shuffled
-from headstart.models.training import Loss, Metrics, Stage, seeded, train
+from headstart.models.training import Metrics, Stage, seeded, train
 
-__all__ = ["JudgeConfig", "Reflection", "ReflectionConfig", "Shown"]
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    members: int = 3
-    """Judges whose preferences are averaged: one alone is confident where it has seen nothing."""
-    dropout: float = 0.3
-    """On the judges' last hidden layer."""
-    updates: int = 1000
-    """Gradient updates of each member."""
-    weight: float = 0.8
-    """Share of the judges in a label, in log space; the rest is what imitation alone would do."""
-    context_weight: float = 0.3
-    """Of L_C. Without effect where all contexts are the same."""
-    temperature: float = 0.5
-    """Of the label. Judges and imitation are both taught to keep a doubt (label smoothing); one half takes it back."""
-    horizon: int = 1
-    """Steps to the future that is judged: the action, then what the policy does by itself; at demonstrated states,
-    before there is a policy, what `branch` was told to do there, by default anything."""
-    sees_end: bool = False
-    """Tell the judges whether the episode was over. Where only success ends it, that is the reward: results with this
-    on are not results without reward."""
-
-    def __post_init__(self) -> None:
-        check_settings(self, members=(1, inf), horizon=(1, inf), dropout=(0, 1), weight=(0, 1), temperature=(1e-3, inf))
+__all__ = ["Reflection", "ReflectionConfig"]
 
 
 @dataclass(frozen=True)
@@ -138,7 +105,7 @@ class ReflectionConfig:
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes, those of the judges included."""
-        return self.judge.members * self.judge.updates + self.foresight_updates + self.policy_updates
+        return self.judge.total_updates + self.foresight_updates + self.policy_updates
 
     @property
     def foresight_updates(self) -> int:
@@ -149,21 +116,6 @@ class ReflectionConfig:
     def policy_updates(self) -> int:
         """Those of the policy alone."""
         return self.bc.total_updates + max(self.rounds, self.walks > 0) * self.round_updates
-
-
-class Shown(NamedTuple):
-    """What a judge is shown: B states, and what comes of A actions in each."""
-
-    obs: dict[str, Tensor]
-    """(B, ...)"""
-    future: Tensor
-    """(B, A, F)"""
-    signs: Tensor
-    """(B, A, S) of the futures: see `Reflection.consequences`."""
-    action: Tensor
-    """(B,) the expert's."""
-    tried: Tensor
-    """(B, A) which of the futures are real."""
 
 
 class Reflection:
@@ -177,17 +129,12 @@ class Reflection:
         seed: int = 0,
         log: Log = silent,
     ):
-        self.policy, self.config = given(policy, config, ReflectionConfig)
+        self.policy, self.config = policy, c = given(policy, config, ReflectionConfig)
         self.seed, self.log = seed, log
-        judge = self.config.judge
-        signs = 1 + 2 * policy.layout.grid + judge.sees_end
         with seeded(seed):
-            self.judges = [
-                Judge(policy.new_extractor(), signs=signs, dropout=judge.dropout).to(policy.device)
-                for _ in range(judge.members)
-            ]
+            self.judges = Judges(policy, c.judge, c.bc, seed=seed, log=lambda u, m: self.log(self.updates + u, m))
             self.rationale = RationaleHead(policy.features_dim, policy.n_actions, len(EFFECTS)).to(policy.device)
-        self.affordances = Affordances(policy, seed=seed) if self.config.sparing else None
+        self.affordances = Affordances(policy, seed=seed) if c.sparing else None
         self.imitator: HeadstartPolicy | None = None
         self.lessons: Lessons | None = None  # of the last round: all own states and their labels
         self.updates = self.env_steps = 0
@@ -280,93 +227,10 @@ class Reflection:
 
     # ---- 2. judge ----
     def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
-        """On branches at expert states; ``outcomes`` are those at the last states of the demonstrations.
-
-        Members differ in their first weights and in what they see when.
-        """
-        c, bc = self.config.judge, self.config.bc
-        generator = torch.Generator().manual_seed(self.seed)
-        shown, ends = self._shown(branches), None
-        if c.context_weight and outcomes is not None and self._contexts_differ(outcomes.obs):
-            ends = self._shown(outcomes)
-
-        def draw() -> tuple[Shown, ...]:
-            i = torch.randint(len(shown.action), (bc.batch_size,), generator=generator)
-            batch = self._batch(shown, i, generator)
-            if ends is None:
-                return (batch,)
-            j = torch.randperm(len(ends.action), generator=generator)[: bc.batch_size]  # the next one is another
-            return batch, self._batch(ends, j, generator)
-
-        metrics: dict[str, float] = {}
-        for member, judge in enumerate(self.judges):
-
-            def loss(shown: Shown, ends: Shown | None = None, judge: Judge = judge) -> tuple[Tensor, Metrics]:
-                loss, metrics = self.judge_loss(judge, shown)
-                if ends is None:
-                    return loss, metrics
-                context, found = self.context_loss(judge, ends)
-                return loss + c.context_weight * context, metrics | found
-
-            judge.train()
-            metrics = self._train("reflect (judge)", [judge], [*judge.parameters()], draw, loss, c.updates, member)
-            judge.eval()
+        """On branches at expert states; ``outcomes`` are those at the last states of the demonstrations."""
+        metrics = self.judges.fit(branches, outcomes)
+        self.updates += self.config.judge.total_updates
         return metrics
-
-    def judge_loss(self, judge: Judge, shown: Shown) -> tuple[Tensor, Metrics]:
-        """Find the expert's future among those that are real."""
-        credit = same_future_credit(shown.future, shown.action) & shown.tried  # (B, A)
-        score = judge(shown.obs, shown.future, shown.signs).masked_fill(~shown.tried, -torch.inf)  # (B, A)
-        loss = contrast_loss(score, credit, label_smoothing=self.config.bc.label_smoothing)
-        accuracy = credit.gather(1, score.argmax(1, keepdim=True)).float().mean()
-        return loss, {"reflect/judge_loss": loss.detach(), "reflect/judge_accuracy": accuracy}
-
-    def context_loss(self, judge: Judge, shown: Shown) -> tuple[Tensor, Metrics]:
-        """Whose outcome is it? Of last states: each also in the context of the next in the batch."""
-        obs, policy, n = shown.obs, self.policy, len(shown.action)
-        each = torch.arange(n, device=shown.action.device)
-        swapped = swap_context(obs, each.roll(-1), policy.recent)
-        read = zip(policy.read(obs), policy.read(swapped), strict=True)
-        differ = torch.stack([(mine != theirs).flatten(1).any(1) for mine, theirs in read]).any(0)  # (B,)
-        outcome = [x[each, shown.action].unsqueeze(1) for x in (shown.future, shown.signs)]
-        both = {name: torch.cat([obs[name], swapped[name]]) for name in obs}
-        own, others = judge(both, *(torch.cat([x, x]) for x in outcome)).flatten().chunk(2)
-        loss = (F.softplus(others - own) * differ).mean()
-        accuracy = ((own > others) & differ).sum() / differ.sum().clamp(min=1)
-        return loss, {"reflect/context_loss": loss.detach(), "reflect/context_accuracy": accuracy}
-
-    def _contexts_differ(self, obs: Obs) -> bool:
-        """Whether anything is known that cannot be seen."""
-        return self.policy.memory > self.policy.recent or bool((obs["mission"] != obs["mission"][:1]).any())
-
-    def _shown(self, branches: Branches) -> Shown:
-        """Branches, and their mirror image."""
-        seen = Branches.join(with_mirrored(self.policy, branches, self.config.bc.mirror))
-        parts = *self.consequences(seen), seen.expert_action, seen.tried
-        tensors = (torch.as_tensor(part, device=self.policy.device) for part in parts)
-        return Shown(as_tensors(seen.obs, self.policy.device), *tensors)
-
-    def _batch(self, shown: Shown, i: Tensor, generator: torch.Generator) -> Shown:
-        """The rows at ``i``, pasts hidden as in imitation."""
-        bc, i = self.config.bc, i.to(self.policy.device)
-        obs = {name: value[i] for name, value in shown.obs.items()}
-        obs = hide_past(obs, self.policy.n_actions, bc.hidden_past, bc.hidden_actions, generator)
-        return Shown(obs, *(part[i] for part in shown[1:]))
-
-    def consequences(self, branches: Branches) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """What is judged: futures (N, A, F), and signs of them (N, A, S).
-
-        Seen before, after the first step? In a grid: turned to the left? to the right? (Views alone do not tell where
-        everything moves.) And, where that is shown: over?
-        """
-        last = self.config.judge.horizon - 1
-        future, signs = branches.future[:, :, last], [branches.revisit]
-        if self.policy.layout.grid:
-            turned = (future[:, :, -1].astype(int) - branches.frame[:, None, -1]) % 4
-            signs += [turned == 3, turned == 1]
-        if self.config.judge.sees_end:
-            signs.append(branches.ended[:, :, last])
-        return future, np.stack(signs, axis=2)
 
     # ---- 3. practise ----
     def _try(
@@ -410,19 +274,9 @@ class Reflection:
         known = 1 - unknown.sum(1, keepdims=True)
         return (known * _softmax(score / c.temperature) + unknown).astype(np.float32)
 
-    @torch.no_grad()
     def judgement(self, branches: Branches) -> NDArray[np.float32]:
-        """Log preference (N, A) among the executed futures, the mean of the M judges'; -inf for actions not tried."""
-        device, opinions = self.policy.device, []
-        futures, all_signs = self.consequences(branches)
-        for i in range(0, len(branches), 512):
-            part = slice(i, i + 512)
-            obs = as_tensors({name: value[part] for name, value in branches.obs.items()}, device)
-            future, signs = (torch.as_tensor(x[part], device=device) for x in (futures, all_signs))
-            untried = torch.as_tensor(~branches.tried[part], device=device)
-            score = torch.stack([judge(obs, future, signs) for judge in self.judges])  # (M, n, A)
-            opinions.append(torch.log_softmax(score.masked_fill(untried, -torch.inf), dim=2))
-        return torch.cat(opinions, dim=1).cpu().numpy().mean(0)
+        """Log preference (N, A) among the executed futures; -inf for actions not tried."""
+        return self.judges.preference(branches)
 
     # ---- 5. learn ----
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
@@ -452,7 +306,21 @@ class Reflection:
 
         networks = [policy, self.rationale]
         trained = [*policy.actor_parameters(), *self.rationale.parameters()]
-        return self._train("reflect", networks, trained, draw, self.policy_loss, updates)
+        before, self.updates = self.updates, self.updates + updates
+        return train(
+            Stage(
+                "reflect",
+                networks,
+                trained,
+                draw,
+                self.policy_loss,
+                updates=updates,
+                learning_rate=bc.learning_rate,
+                weight_decay=bc.weight_decay,
+                seed=self.seed,
+                log=lambda update, metrics: self.log(before + update, metrics),
+            )
+        )
 
     def policy_loss(
         self,
@@ -507,34 +375,6 @@ class Reflection:
         effect, margin = self.rationale.predict(self.policy.features(as_tensors(obs, self.policy.device)))
         rationales = zip(obs["frames"][:, -1], effect, margin, strict=True)
         return [explain(*one, layout=self.policy.layout, choices=self.policy.choices) for one in rationales]
-
-    def _train(
-        self,
-        name: str,
-        networks: list[nn.Module],
-        trained: list[nn.Parameter],
-        draw: Callable[[], tuple[Any, ...]],
-        loss: Loss,
-        updates: int,
-        member: int = 0,
-    ) -> dict[str, float]:
-        """A stage with imitation's settings, after all updates so far."""
-        bc, before = self.config.bc, self.updates
-        self.updates += updates
-        return train(
-            Stage(
-                name,
-                networks,
-                trained,
-                draw,
-                loss,
-                updates=updates,
-                learning_rate=bc.learning_rate,
-                weight_decay=bc.weight_decay,
-                seed=self.seed + member,
-                log=lambda update, metrics: self.log(before + update, metrics),
-            )
-        )
 
 
 def _softmax(score: NDArray) -> NDArray:

@@ -118,9 +118,9 @@ def test_states_updates_and_schedule_are_those_of_reflection(
 @each
 def test_no_judge_is_trained(kind: Any, env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     learner = make(kind, env)
-    before = [p.detach().clone() for judge in learner.judges for p in judge.parameters()]
+    before = [p.detach().clone() for judge in learner.judges.members for p in judge.parameters()]
     fitted = learner.fit(demos, branches, env)
-    after = [p for judge in learner.judges for p in judge.parameters()]
+    after = [p for judge in learner.judges.members for p in judge.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert learner.policy.warm_start == kind.name
     assert not any("judge" in name for name in fitted.metrics)
@@ -206,7 +206,7 @@ def test_a_random_judge_judges_consequences_with_conviction(
     score = learner.judgement(own[0])
     assert score.std() == pytest.approx(3.0, rel=1e-3)
     np.testing.assert_equal(score, learner.judgement(own[0]))  # no dropout
-    future, signs = learner.consequences(own[0])
+    future, signs = learner.judges.consequences(own[0])
     same = (future == future[:, 4:5]).all(2) & (signs == signs[:, 4:5]).all(2)
     assert same.sum() > 2 * len(same)
     np.testing.assert_allclose(np.where(same, score, score[:, 4:5]), np.repeat(score[:, 4:5], 7, 1), atol=1e-3)
@@ -268,21 +268,28 @@ def test_an_environment_without_an_expert_is_refused(
 
 # ---- a tiny task ----
 @pytest.mark.slow
-def test_dagger_solves_a_tiny_task(cache: Path, demos: Demos, branches: Branches) -> None:
-    """From two demonstrations and the expert's answers: far more unseen levels than by imitation alone."""
-    env = make_vec_env(ENV_ID, 2, history=2, horizon=60, n_levels=256, cache=cache)
+def test_dagger_solves_more_of_a_tiny_task(cache: Path, demos: Demos, branches: Branches) -> None:
+    """From two demonstrations and the expert's answers: more unseen levels than from two demonstrations and walks
+    around them, over three seeds (by 0.1 to 0.2 each on an AMD EPYC)."""
     config = dataclasses.replace(
-        REFLECT, bc=BCConfig(updates=150, batch_size=32, learning_rate=2e-3), levels=40, level_steps=40, states=400
+        REFLECT,
+        bc=BCConfig(updates=150, batch_size=32, learning_rate=2e-3),
+        levels=40,
+        level_steps=40,
+        states=400,
+        round_updates=1000,
     )
     unseen = bank(ENV_ID, "test", 200, cache=cache)
-    success = []
-    for rounds in (0, 2):
+    success = np.zeros((3, 2))
+    for seed, which in np.ndindex(success.shape):
+        env = make_vec_env(ENV_ID, 2, history=2, horizon=60, n_levels=256, cache=cache)
         policy = fresh_policy(env)
-        learner = Dagger(policy, DaggerConfig(dataclasses.replace(config, rounds=rounds, round_updates=250)))
+        learner = Dagger(policy, DaggerConfig(dataclasses.replace(config, rounds=(0, 2)[which])), seed=seed)
         learner.fit(demos, branches, env)
         played = evaluate(unseen, policy.actor(), history=2, horizon=60, rng=np.random.default_rng(0))
-        success.append(played[0].mean())
-    assert success[1] > success[0] + 0.15
+        success[seed, which] = played[0].mean()
+    without, practised = success.mean(0)
+    assert practised > without + 0.1, success
 
 
 def test_the_own_states_can_be_asked_about(own: tuple[Branches, Simulator]) -> None:

@@ -23,7 +23,7 @@ from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import BC, BCConfig, JudgeConfig, Reflection, ReflectionConfig
 from headstart.learners.bc import imitation_targets
-from headstart.learners.reflection import Shown
+from headstart.learners.judges import Shown
 from headstart.models.policy import as_tensors
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
@@ -71,65 +71,6 @@ def small(**changes: Any) -> ReflectionConfig:
 
 
 # ---- losses ----
-def test_judge_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
-    """Two states of three futures; in the first, action 2 leads where the expert's action 0 leads."""
-    future = torch.zeros(2, 3, 50, dtype=torch.uint8)
-    future[0, 1], future[1, 0], future[1, 1] = 7, 8, 9
-    score = torch.log(torch.tensor([[1.0, 5.0, 2.0], [3.0, 4.0, 1.0]]))  # eighths
-    learner = Reflection(fresh_policy(env), small(label_smoothing=0.3))
-    signs = torch.zeros(2, 3, 1, dtype=torch.bool)
-    tried = torch.ones(2, 3, dtype=torch.bool)
-    loss, metrics = learner.judge_loss(with_score(score), Shown({}, future, signs, torch.tensor([0, 1]), tried))
-    right = (-math.log(3 / 8) - math.log(4 / 8)) / 2
-    even = (
-        -(math.log(1 / 8) + math.log(5 / 8) + math.log(2 / 8) + math.log(3 / 8) + math.log(4 / 8) + math.log(1 / 8)) / 6
-    )
-    assert float(loss) == pytest.approx(0.7 * right + 0.3 * even)
-    assert metrics == {"reflect/judge_loss": pytest.approx(float(loss)), "reflect/judge_accuracy": 0.5}
-
-
-def test_context_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
-    """Four outcomes, each in its own context and the next one's; the contexts of the last two are the same."""
-    scores = torch.log(torch.tensor([[1.0, 3.0, 9.0], [8.0, 2.0, 5.0], [9.0, 9.0, 6.0], [4.0, 8.0, 6.0]]))
-
-    def judge(obs: dict[str, Tensor], future: Tensor, signs: Tensor) -> Tensor:
-        assert (obs["frames"][:, -1, 0] == future[:, 0, 0]).all()  # each future stays with its own present
-        assert torch.equal(signs[:, 0, 0], future[:, 0, 0] == 1)
-        return scores[future[:, 0, 0].long(), obs["mission"][:, 0].long()].unsqueeze(1)
-
-    frame = torch.arange(4, dtype=torch.uint8)[:, None].expand(4, 50)
-    mission = torch.tensor([0, 1, 2, 2], dtype=torch.uint8)[:, None].expand(4, 13)
-    past = {"frames": frame[:, None].expand(4, 3, 50), "actions": torch.zeros(4, 2, dtype=torch.uint8)}
-    future = torch.full((4, 3, 50), 9, dtype=torch.uint8)  # those of other actions than the expert's are not looked at
-    action = torch.tensor([0, 2, 1, 0])
-    future[torch.arange(4), action] = frame
-    learner = Reflection(fresh_policy(env), SMALL)
-    tried = torch.ones(4, 3, dtype=torch.bool)
-    obs, signs = {**past, "mission": mission}, future[:, :, :1] == 1
-    loss, metrics = learner.context_loss(judge, Shown(obs, future, signs, action, tried))  # type: ignore[arg-type]
-    assert float(loss) == pytest.approx(-(math.log(1 / 4) + math.log(2 / 7) + math.log(6 / 10)) / 4)
-    assert metrics == {
-        "reflect/context_loss": pytest.approx(float(loss)),
-        "reflect/context_accuracy": pytest.approx(1 / 3),
-    }
-
-
-def test_judges_learn_whose_outcome_it_is(env: HeadstartVecEnv, branches: Branches) -> None:
-    """Each state's mission names the expert's action; without the second contrast nothing has to be made of that."""
-    mission = np.repeat(1 + branches.expert_action[:, None], 13, axis=1).astype(np.uint8)
-    told, accuracy = dataclasses.replace(branches, obs={**branches.obs, "mission": mission}), {}
-    for weight in (0.0, 1.0):
-        judge = JudgeConfig(members=1, dropout=0.0, updates=150, context_weight=weight)
-        config = dataclasses.replace(small(batch_size=32, learning_rate=3e-3, hidden_past=0.0), judge=judge)
-        learner = Reflection(fresh_policy(env), config)
-        learner.fit_judges(told, outcomes=told)
-        everything = torch.randperm(2 * len(told), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            shown = learner._batch(learner._shown(told), everything, torch.Generator())
-            accuracy[weight] = learner.context_loss(learner.judges[0], shown)[1]["reflect/context_accuracy"]
-    assert accuracy[1.0] > 0.95 > 0.9 > accuracy[0.0], accuracy
-
-
 def test_the_outcomes_are_the_last_states_of_the_demonstrations(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
@@ -141,17 +82,6 @@ def test_the_outcomes_are_the_last_states_of_the_demonstrations(
         np.testing.assert_equal(value, demos.obs[name][last])
     np.testing.assert_equal(seen[0].expert_action, demos.action[last])
     assert seen[0].ended[np.arange(len(last)), demos.action[last], 0].all()
-
-
-def test_where_all_contexts_are_the_same_there_is_nothing_to_find(env: HeadstartVecEnv, branches: Branches) -> None:
-    assert (branches.obs["mission"] == branches.obs["mission"][:1]).all()
-    judges = []
-    for weight in (0.0, 0.3):
-        judge = dataclasses.replace(SMALL.judge, context_weight=weight)
-        learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, judge=judge))
-        assert "reflect/context_loss" not in learner.fit_judges(branches, outcomes=branches)
-        judges.append(weights(learner.judges[0]))
-    assert equal(*judges)
 
 
 def test_policy_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
@@ -213,7 +143,7 @@ def test_labels_worked_by_hand(env: HeadstartVecEnv) -> None:
     for weight, temperature in ((1.0, 1.0), (0.5, 1.0), (0.0, 1.0), (0.5, 0.5)):
         judge = dataclasses.replace(SMALL.judge, weight=weight, temperature=temperature)
         learner = imitating(Reflection(fresh_policy(env), dataclasses.replace(SMALL, judge=judge)), imitated)
-        learner.judges = [with_score(scores[0] + 7), with_score(scores[1])]  # scores are known up to a constant
+        learner.judges.members = [with_score(scores[0] + 7), with_score(scores[1])]  # scores are known up to a constant
         wanted = (judged**weight * imitated ** (1 - weight)) ** (1 / temperature)
         label = learner.label(many, NOBODY)
         np.testing.assert_allclose(label, np.broadcast_to(wanted / wanted.sum(), (600, 3)), rtol=1e-4)
@@ -224,7 +154,7 @@ def test_every_state_is_judged_by_its_own_mission(env: HeadstartVecEnv) -> None:
     """In every chunk: a judge that prefers the action which the mission names."""
     told = np.random.default_rng(0).integers(3, size=(600, 1), dtype=np.uint8)
     learner = imitating(Reflection(fresh_policy(env), SMALL), np.ones(3) / 3)
-    learner.judges = [lambda obs, future, signs: 50.0 * F.one_hot(obs["mission"][:, 0].long(), 3)]  # type: ignore[list-item]
+    learner.judges.members = [lambda obs, future, signs: 50.0 * F.one_hot(obs["mission"][:, 0].long(), 3)]  # type: ignore[list-item]
     np.testing.assert_allclose(learner.label(unlabelled(600, told), NOBODY), np.eye(3)[told[:, 0]], atol=1e-6)
 
 
@@ -253,45 +183,25 @@ def test_the_imitator_is_bc_and_stays_as_it_was(env: HeadstartVecEnv, demos: Dem
 
 
 # ---- what each stage touches ----
-def test_training_the_judges_does_not_touch_the_policy(env: HeadstartVecEnv, branches: Branches) -> None:
-    policy = fresh_policy(env)
-    before, learner = weights(policy), Reflection(policy, SMALL)
-    judges = [weights(judge) for judge in learner.judges]
-    learner.fit_judges(branches)
-    assert equal(weights(policy), before)
-    assert policy.warm_start is None
-    for judge, earlier in zip(learner.judges, judges, strict=True):
-        assert not any(torch.equal(value, earlier[name]) for name, value in weights(judge).items())
-    assert not equal(*map(weights, learner.judges))  # two opinions, not one twice
-
-
 def test_training_the_policy_touches_neither_the_judges_nor_the_critic(
     env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
     policy = fresh_policy(env)
     before, learner = weights(policy), Reflection(policy, SMALL)
-    judges = [weights(judge) for judge in learner.judges]
+    judges = [weights(judge) for judge in learner.judges.members]
     label = np.full((len(branches), 7), 1 / 7, np.float32)
     learner.fit_policy(demos, [branches], [label], updates=3)
     critic = {id(parameter) for parameter in policy.critic_parameters()}
     for name, parameter in policy.named_parameters():
         assert torch.equal(parameter, before[name]) == (id(parameter) in critic), name
-    assert all(equal(weights(judge), earlier) for judge, earlier in zip(learner.judges, judges, strict=True))
+    assert all(equal(weights(judge), earlier) for judge, earlier in zip(learner.judges.members, judges, strict=True))
 
 
-def test_the_judge_learns_the_experts_futures_by_heart(env: HeadstartVecEnv, branches: Branches) -> None:
+def test_a_label_follows_judges_who_know_the_experts_futures(env: HeadstartVecEnv, branches: Branches) -> None:
     judge = JudgeConfig(members=1, dropout=0.0, updates=150)
     config = dataclasses.replace(small(batch_size=32, learning_rate=3e-3, label_smoothing=0.0), judge=judge)
     learner = imitating(Reflection(fresh_policy(env), config), np.ones(7) / 7)
-    parts = *learner.consequences(branches), branches.expert_action, branches.tried
-    whole = Shown(as_tensors(branches.obs, "cpu"), *(torch.as_tensor(part) for part in parts))
-    with torch.no_grad():
-        _, before = learner.judge_loss(learner.judges[0], whole)
     learner.fit_judges(branches)
-    with torch.no_grad():
-        _, after = learner.judge_loss(learner.judges[0], whole)
-    assert after["reflect/judge_accuracy"] > 0.9 > before["reflect/judge_accuracy"]
-    assert after["reflect/judge_loss"] < 0.3 < before["reflect/judge_loss"]
     label = learner.label(branches, NOBODY)
     same = (branches.future[:, :, 0] == branches.future[np.arange(len(branches)), branches.expert_action, :1]).all(2)
     assert (label * same).sum(1).mean() > 0.5  # half of a label is imitation, which knows nothing here
@@ -358,32 +268,6 @@ def test_the_label_of_a_mirrored_state_is_the_mirrored_label(
     assert np.mean(seen) == pytest.approx(0.5, abs=0.2) if mirror else all(seen)
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_judges_see_the_mirror_image_as_often(
-    monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, branches: Branches, mirror: bool
-) -> None:
-    def cases(b: Branches) -> set[tuple[bytes, ...]]:
-        parts = *b.obs.values(), *learner.consequences(b), b.expert_action, b.tried
-        return {tuple(x.tobytes() for x in case) for case in zip(*parts, strict=True)}
-
-    config = small(mirror=mirror, hidden_past=0.0)
-    config = dataclasses.replace(config, judge=dataclasses.replace(SMALL.judge, updates=20))
-    learner, seen = Reflection(fresh_policy(env), config), []
-    plain, reflected = cases(branches), cases(mirror_branches(branches))
-    loss = learner.judge_loss
-
-    def watched(judge: Any, shown: Shown) -> Any:
-        arrays = [part.numpy() for part in (*shown.obs.values(), *shown[1:])]
-        found = [tuple(x.tobytes() for x in case) for case in zip(*arrays, strict=True)]
-        assert set(found) <= (plain | reflected if mirror else plain)
-        seen.extend(case in plain for case in found)
-        return loss(judge, shown)
-
-    monkeypatch.setattr(learner, "judge_loss", watched)
-    learner.fit_judges(branches)
-    assert np.mean(seen) == pytest.approx(0.5, abs=0.2) if mirror else all(seen)
-
-
 def test_the_mirror_costs_no_step(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     steps = []
     for mirror in (False, True):  # without rounds, whose steps depend on the policy
@@ -430,9 +314,9 @@ def test_what_a_fit_costs_is_counted(
     assert not logged  # every 50 updates of a stage
     assert learner.policy.warm_start == "reflect"
     assert {"reflect/judge_loss", "reflect/own_loss", "bc/loss"} <= fitted.metrics.keys()
-    many = dataclasses.replace(SMALL, rounds=1, round_updates=60)
+    many = dataclasses.replace(SMALL, judge=dataclasses.replace(SMALL.judge, updates=60), rounds=1, round_updates=60)
     Reflection(fresh_policy(env), many, log=lambda update, metrics: logged.append(update)).fit(demos, branches, env)
-    assert logged == [many.total_updates - 60 + 50]  # of a stage, after all before it
+    assert logged == [3 + 50, 3 + 60 + 50, 3 + 2 * 60 + 50]  # of a stage, after all before it
 
 
 def test_it_practises_around_the_demonstrations_then_on_fresh_levels(
@@ -540,17 +424,6 @@ def practised(learner: Reflection, demos: Demos, branches: Branches, env: Headst
     return calls[-1]
 
 
-def test_judgement_is_of_what_was_tried(env: HeadstartVecEnv, demos: Demos) -> None:
-    learner = Reflection(fresh_policy(env), SMALL)
-    for judge in learner.judges:
-        judge.eval()
-    some = branch(demos, k=3, rng=np.random.default_rng(0))
-    judgement = learner.judgement(some)
-    np.testing.assert_array_equal(np.isfinite(judgement), some.tried)
-    learner.judges = learner.judges[:1]
-    np.testing.assert_allclose(np.exp(learner.judgement(some)).sum(1), 1, atol=1e-5)  # of one alone, a distribution
-
-
 def test_where_luck_decides_every_action_is_tried_again(cache: Path) -> None:
     """With other luck each time, for judges and for labels; the same states, the expert's action with them."""
     obstacles = "MiniGrid-Dynamic-Obstacles-6x6-v0"
@@ -568,7 +441,7 @@ def test_where_luck_decides_every_action_is_tried_again(cache: Path) -> None:
     futures = np.stack([part.future for part in parts])
     assert (futures[0] != futures[1:]).any()
     assert (futures[1] != futures[2]).any()
-    for judge in learner.judges:
+    for judge in learner.judges.members:
         judge.eval()
     imitating(learner, np.ones(3) / 3)
     label = learner.label(first, replay(demos))
@@ -601,20 +474,6 @@ def test_where_nothing_is_random_every_action_is_tried_once(
     assert learner.env_steps == 0
 
 
-def test_judge_loss_of_some_actions_worked_by_hand(env: HeadstartVecEnv) -> None:
-    """Of four futures the third is not real: neither a choice nor, though it looks like the expert's, a right one."""
-    future = torch.zeros(1, 4, 50, dtype=torch.uint8)
-    future[0, 1], future[0, 3] = 7, 8
-    score = torch.log(torch.tensor([[1.0, 5.0, 90.0, 2.0]]))
-    learner = Reflection(fresh_policy(env), small(label_smoothing=0.3))
-    tried = torch.tensor([[True, True, False, True]])
-    signs = torch.zeros(1, 4, 1, dtype=torch.bool)
-    loss, metrics = learner.judge_loss(with_score(score), Shown({}, future, signs, torch.tensor([0]), tried))
-    even = -(math.log(1 / 8) + math.log(5 / 8) + math.log(2 / 8)) / 3
-    assert float(loss) == pytest.approx(-0.7 * math.log(1 / 8) + 0.3 * even)
-    assert metrics["reflect/judge_accuracy"] == 0.0
-
-
 @pytest.mark.parametrize("alternatives", ["uniform", "policy", "mixture"])
 def test_with_k_some_actions_are_tried_and_judges_speak_of_those(
     env: HeadstartVecEnv, demos: Demos, alternatives: Any
@@ -636,15 +495,10 @@ def test_with_k_some_actions_are_tried_and_judges_speak_of_those(
 
 
 def test_a_judge_may_look_further(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
-    """The future after three steps; branches of one step do not hold it."""
+    """Then branches are as long, in practice too; those of one step do not hold it."""
     config = dataclasses.replace(SMALL, judge=dataclasses.replace(SMALL.judge, horizon=3))
     far = branch(demos, horizon=3)
     learner = Reflection(fresh_policy(env), config)
-    future, signs = learner.consequences(far)
-    np.testing.assert_equal(future, far.future[:, :, 2])
-    np.testing.assert_equal(signs[..., 0], far.revisit)
-    turned = far.future[:, :, 2, -1].astype(int) - far.frame[:, None, -1]
-    np.testing.assert_equal(signs[..., 1:], np.stack([turned % 4 == 3, turned % 4 == 1], axis=2))
     own = practised(learner, demos, far, env)
     assert {part.future.shape[2] for part in own} == {3}
     with pytest.raises(UsageError, match=r"branch\(demos, horizon=3\)"):
@@ -662,8 +516,6 @@ def test_the_end_is_hidden_unless_it_is_asked_for(env: HeadstartVecEnv, branches
         )
         for sees in (False, True)
     )
-    for judge in [*blind.judges, *seeing.judges]:
-        judge.eval()
     np.testing.assert_equal(blind.label(branches, NOBODY), blind.label(over, NOBODY))
     assert (seeing.label(branches, NOBODY) != seeing.label(over, NOBODY)).any()
 
@@ -754,14 +606,14 @@ def test_judges_learn_from_every_draw_with_pasts_hidden(cache: Path, monkeypatch
     config = dataclasses.replace(small(hidden_past=0.5, mirror=False), draws=4, rounds=0)
     config = dataclasses.replace(config, judge=dataclasses.replace(SMALL.judge, updates=60))
     learner, hidden, futures = Reflection(fresh_policy(env), config), [], set()
-    loss = learner.judge_loss
+    loss = learner.judges.loss
 
     def watched(judge: Any, shown: Shown) -> Any:
         hidden.extend((shown.obs["actions"] >= 3).all(1).tolist())
         futures.update(future.numpy().tobytes() for future in shown.future)
         return loss(judge, shown)
 
-    monkeypatch.setattr(learner, "judge_loss", watched)
+    monkeypatch.setattr(learner.judges, "loss", watched)
     branches = branch(demos)
     learner.fit(demos, branches, env)
     first = {future.tobytes() for future in branches.future[:, :, 0]}
