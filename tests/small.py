@@ -26,6 +26,11 @@ def weights(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
+def with_score(score: Tensor) -> Any:
+    """A judge that gives these scores."""
+    return lambda obs, future, signs: score[: len(future)]
+
+
 def shortened(config: type, bc: BCConfig, reflect: ReflectionConfig) -> Any:
     """The configuration of any learner with as few updates in a stage as ``bc`` and ``reflect`` have."""
     if config in (BCConfig, ReflectionConfig):

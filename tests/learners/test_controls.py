@@ -270,7 +270,7 @@ def test_an_environment_without_an_expert_is_refused(
 @pytest.mark.slow
 def test_dagger_solves_more_of_a_tiny_task(cache: Path, demos: Demos, branches: Branches) -> None:
     """From two demonstrations and the expert's answers: more unseen levels than from two demonstrations and walks
-    around them, over three seeds (by 0.1 to 0.2 each on an AMD EPYC)."""
+    around them, on average over three seeds."""
     config = dataclasses.replace(
         REFLECT,
         bc=BCConfig(updates=150, batch_size=32, learning_rate=2e-3),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import fresh_policy, weights
+from small import fresh_policy, weights, with_score
 from torch import Tensor
 
 from headstart.envs.collect import branch, collect_demos
@@ -41,11 +41,6 @@ def new(env: HeadstartVecEnv, bc: dict[str, Any] | None = None, **settings: Any)
     """Two small judges with these settings, who look at demonstrations with those of ``bc``."""
     look = BCConfig(**{"updates": 3, "batch_size": 8, "learning_rate": 1e-3, **(bc or {})})
     return Judges(fresh_policy(env), JudgeConfig(**{"members": 2, "dropout": 0.1, "updates": 4, **settings}), look)
-
-
-def with_score(score: Tensor) -> Any:
-    """A judge that gives these scores."""
-    return lambda obs, future, signs: score[: len(future)]
 
 
 # ---- the two losses ----

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import fresh_policy, weights
+from small import fresh_policy, weights, with_score
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,11 +58,6 @@ def env(cache: Path) -> HeadstartVecEnv:
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
-
-
-def with_score(score: Tensor) -> Any:
-    """A judge that gives these scores."""
-    return lambda obs, future, signs: score[: len(future)]
 
 
 def small(**changes: Any) -> ReflectionConfig:
