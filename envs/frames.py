@@ -35,7 +35,8 @@ class FrameReader:
 
     MiniGrid's image and direction become the engine's packed frame, so that the same policy reads both. The
     bytes of everything else follow one another, as ``layout`` says: Discrete and MultiDiscrete as little-endian
-    numbers, counted from their start, in as few bytes as the space needs; Box and MultiBinary as they are stored.
+    numbers, counted from their start, in as few bytes as the space needs; Box and MultiBinary as they are stored, but
+    for the channels of a picture, which come first.
     So a float is four bytes of a frame, fit to be compared. Text has to be the entry `mission` and in MiniGrid's
     words; where there is none, the mission is one token of padding.
     """
@@ -96,6 +97,8 @@ def _bytes(shown: Shown, part: Part, space: gymnasium.Space, value: Any) -> NDAr
         raise shown.failed("an observation", f"it is {given}, which does not fit into {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Diverged(f"{shown.name}: an observation is not finite {shown.where()}: {array}")
+    if part.picture and array.ndim == 3 and array.shape != part.picture:
+        array = np.moveaxis(array, -1, 0)
     return array.reshape(-1).view(np.uint8)
 
 

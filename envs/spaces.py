@@ -15,6 +15,7 @@ Legend: N frames, F bytes of a frame, D features, A actions.
 import dataclasses
 import zlib
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, cast
 
 import gymnasium
@@ -43,12 +44,14 @@ class Part:
     """One entry of an observation: ``count`` values of numpy's ``dtype``, little-endian.
 
     ``choices`` is empty for numbers. For choices it says among how many each value chooses, counted from 0.
+    ``picture`` is the shape of pixels, whose channels come first in a frame; empty for all else.
     """
 
     name: str
     dtype: str
     count: int
     choices: tuple[int, ...] = ()
+    picture: tuple[int, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -100,6 +103,19 @@ class Layout:
     @property
     def n_features(self) -> int:
         return sum(part.n_features for part in self.parts)
+
+    @property
+    def pictures(self) -> tuple[Part, ...]:
+        """Those of its parts that a convolution reads."""
+        return tuple(part for part in self.parts if part.picture)
+
+    @property
+    def plain(self) -> "Layout":
+        """This layout without its pictures, statistics and all."""
+        parts = tuple(part for part in self.parts if not part.picture)
+        kept = [not part.picture for part in self.parts for _ in range(part.n_features)]
+        mean, scale, change = (tuple(compress(x, kept)) for x in (self.mean, self.scale, self.change))
+        return Layout(sum(part.n_bytes for part in parts), parts, self.grid, mean, scale, change)
 
     def features(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Frames (N, F) -> (N, D): numbers as they are, choices one-hot."""
@@ -187,6 +203,13 @@ def is_picture(space: gymnasium.Space) -> bool:
     return space.dtype == np.uint8 and len(shape) in (2, 3) and sum(length >= PIXELS for length in shape) >= 2
 
 
+def channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a picture: channels, which are fewer than it is high and wide, height and width."""
+    if len(shape) == 2:
+        return (1, *shape)
+    return shape if shape[0] <= shape[-1] else (shape[-1], *shape[:-1])
+
+
 def is_text(space: Any) -> bool:
     return isinstance(space, MissionSpace | spaces.Text)
 
@@ -203,7 +226,8 @@ def _part(env: str, path: tuple, space: gymnasium.Space) -> Part:
     name = "/".join(map(str, path))
     count = int(np.prod(cast(tuple, space.shape or ())))
     if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return Part(name, np.dtype(space.dtype).name, count)
+        picture = channels_first(cast(tuple, space.shape)) if is_picture(space) else ()
+        return Part(name, np.dtype(space.dtype).name, count, picture=picture)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         choices = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec).reshape(-1)
         if choices.sum() > MAX_CHOICES:

@@ -9,7 +9,6 @@ Legend: N levels.
 """
 
 import dataclasses
-import warnings
 from dataclasses import dataclass
 
 import gymnasium
@@ -21,7 +20,7 @@ from headstart.envs.episode import ForkMode, MakeEnv, Success, close, env_name, 
 from headstart.envs.errors import UsageError, check_numbers
 from headstart.envs.fork import CopiedStates, choose_fork_mode
 from headstart.envs.frames import FrameReader
-from headstart.envs.spaces import CODES, Choices, FrameSpace, Layout, entries, is_picture
+from headstart.envs.spaces import CODES, Choices, FrameSpace, Layout
 
 __all__ = ["SPLITS", "Task", "TaskLevels", "step_limit"]
 
@@ -68,7 +67,7 @@ class Task:
         ``horizon`` defaults to the environment's own step limit. ``mode`` defaults to what
         `choose_fork_mode` finds to be exact and fast, which takes it some thousand steps. ``taken`` (N, ...) are the
         actions of an expert, from which actions in a Box get a codebook of ``codes``. Raises UsageError naming what
-        cannot be used, and EnvironmentFailed if the environment cannot be forked. Warns of pictures.
+        cannot be used, and EnvironmentFailed if the environment cannot be forked.
         """
         env = make_new(make_env)
         name = env_name(env)
@@ -77,12 +76,6 @@ class Task:
         limit = step_limit(env, horizon)
         close(env)
         mode = mode or choose_fork_mode(make_env, seed=seed, all_modes=False).mode
-        if any(is_picture(entry) for _, entry in entries(env.observation_space)):
-            warnings.warn(
-                f"{name}: its pixels are read by a multilayer perceptron, there is no convolution. A wrapper that "
-                "shows fewer pixels, or numbers that say what is there, makes it learn faster.",
-                stacklevel=2,
-            )
         return cls(name, make_env, mode, choices, reader, reader.layout, limit, success)
 
     def fitted(self, frame: NDArray[np.uint8], episode: NDArray[np.int64]) -> "Task":

@@ -23,10 +23,12 @@ __all__ = [
     "Features",
     "Memo",
     "MissionEncoder",
+    "PictureEncoder",
     "VectorEffectEncoder",
     "VectorEncoder",
     "ViewEffectEncoder",
     "ViewEncoder",
+    "apart",
     "cell_classes",
     "cell_table",
     "distinct_rows",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 LIMIT = 10.0  # of a standardised number: nothing that was never seen may drown all else
+SMALL = 8  # pixels: what is no larger is not halved again
 VIEW = 7
 CELLS = VIEW * VIEW
 CELL_PARTS = (11, 6, 3)  # classes of type, colour and state; a packed cell is type * 18 + colour * 3 + state
@@ -224,7 +227,7 @@ class Features(nn.Module):
 
     def raw(self, frame: Tensor) -> Tensor:
         """The numbers as they are, (N, X): what `Layout.features` gives, exactly."""
-        columns: list[Tensor] = []
+        columns = [frame[:, :0].float()]
         parts = frame.to(torch.uint8).split([part.n_bytes for part in self.layout.parts], dim=1)
         for part, content in zip(self.layout.parts, parts, strict=True):
             dtype = getattr(torch, np.dtype(part.dtype).name)
@@ -244,41 +247,89 @@ class Features(nn.Module):
         return ((self.raw(after) - self.raw(before)) / self.change).clamp(-LIMIT, LIMIT)
 
 
-class VectorEncoder(nn.Module):
-    """Frames (N, F) of any layout but a grid's -> (N, D); equal frames are encoded once."""
+class PictureEncoder(nn.Sequential):
+    """Pixels (N, C, H, W) -> (N, ``.width``): convolutions that halve them until the shorter side is small, then one
+    layer on all that is left, where it is. It is standardised, for else the numbers beside it would drown it."""
 
-    def __init__(self, layout: Layout, width: int):
+    def __init__(self, shape: tuple[int, int, int], channels: int):
+        n, size = shape[0], [*shape[1:]]
+        layers: list[nn.Module] = []
+        while min(size) > SMALL:
+            convolution = nn.Conv2d(n, channels, 4, stride=2)
+            nn.init.orthogonal_(convolution.weight, nn.init.calculate_gain("relu"))
+            layers += [convolution, nn.ReLU()]
+            n, size = channels, [(length - 4) // 2 + 1 for length in size]
+        width = 4 * channels
+        convolutions = nn.Sequential(*layers)
+        super().__init__(
+            convolutions, nn.Flatten(), nn.Linear(n * size[0] * size[1], width), nn.LayerNorm(width), nn.ReLU()
+        )
+        self.width = width
+
+
+def picture_encoders(layout: Layout, channels: int, times: int = 1) -> tuple[nn.ModuleList, int]:
+    """One for each picture of a layout, or for ``times`` as many channels; and how many numbers come of all."""
+    shapes = [part.picture for part in layout.pictures]
+    encoders = [PictureEncoder((times * n, height, width), channels) for n, height, width in shapes]
+    return nn.ModuleList(encoders), sum(encoder.width for encoder in encoders)
+
+
+def apart(layout: Layout, frame: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The bytes of what is no picture (N, F'), and every picture (N, C, H, W) as numbers from -1/2 to 1/2."""
+    if not layout.pictures:
+        return frame, []
+    plain, pictures = [frame[:, :0]], []
+    for part, content in zip(layout.parts, frame.split([part.n_bytes for part in layout.parts], dim=1), strict=True):
+        if part.picture:
+            pictures.append(content.reshape(-1, *part.picture).float() / 255 - 0.5)
+        else:
+            plain.append(content)
+    return torch.cat(plain, dim=1), pictures
+
+
+class VectorEncoder(nn.Module):
+    """Frames (N, F) of any layout but a grid's -> (N, D): pixels by convolutions, all else as numbers. Equal frames are
+    encoded once."""
+
+    def __init__(self, layout: Layout, width: int, channels: int = 32):
         super().__init__()
-        self.features = Features(layout)
-        self.layers = nn.Sequential(nn.Linear(self.features.width, width), nn.ReLU(), nn.Linear(width, width))
+        self.layout, self.features = layout, Features(layout.plain)
+        self.pictures, seen = picture_encoders(layout, channels)
+        self.layers = nn.Sequential(nn.Linear(self.features.width + seen, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, frame: Tensor) -> Tensor:
         distinct, place = distinct_rows(frame)
-        return self.layers(self.features(distinct))[place]
+        plain, pictures = apart(self.layout, distinct)
+        seen = [encode(picture) for encode, picture in zip(self.pictures, pictures, strict=True)]
+        return self.layers(torch.cat([self.features(plain), *seen], dim=1))[place]
 
 
 class VectorEffectEncoder(nn.Module):
     """Frames before and after an action, (E, F) each -> (E, D): what was there, and what has changed."""
 
-    def __init__(self, layout: Layout, width: int):
+    def __init__(self, layout: Layout, width: int, channels: int = 32):
         super().__init__()
-        self.features, self.width = Features(layout), width
+        self.layout, self.features, self.width = layout, Features(layout.plain), width
+        self.pictures, seen = picture_encoders(layout, channels, times=2)
         self.layers = nn.Sequential(
-            nn.Linear(2 * self.features.width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+            nn.Linear(2 * self.features.width + seen, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
         )
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        return self.layers(torch.cat([self.features(before), self.features.difference(before, after)], dim=1))
+        (before, old), (after, new) = apart(self.layout, before), apart(self.layout, after)
+        pairs = zip(self.pictures, old, new, strict=True)
+        seen = [encode(torch.cat([was, now - was], dim=1)) for encode, was, now in pairs]
+        return self.layers(torch.cat([self.features(before), self.features.difference(before, after), *seen], dim=1))
 
 
 def frame_encoder(layout: Layout, width: int, channels: int) -> nn.Module:
     """(N, layout.seen) -> (N, ``width``), whatever the layout."""
-    return ViewEncoder(width, channels) if layout.grid else VectorEncoder(layout, width)
+    return ViewEncoder(width, channels) if layout.grid else VectorEncoder(layout, width, channels)
 
 
 def effect_encoder(layout: Layout, channels: int) -> ViewEffectEncoder | VectorEffectEncoder:
     """(E, layout.seen), (E, layout.seen) -> (E, ``.width``), whatever the layout."""
-    return ViewEffectEncoder(channels) if layout.grid else VectorEffectEncoder(layout, channels * 4)
+    return ViewEffectEncoder(channels) if layout.grid else VectorEffectEncoder(layout, channels * 4, channels)
 
 
 class MissionEncoder(nn.Module):

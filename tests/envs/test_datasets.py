@@ -284,21 +284,6 @@ def test_who_cannot_demonstrate_is_told_so() -> None:
             demonstrate(Reach, wrong, 1, horizon=5)
 
 
-def test_of_pixels_it_is_said_once_that_no_convolution_reads_them() -> None:
-    class Screen(Pairs):
-        observation_space = spaces.Dict({"screen": spaces.Box(0, 255, (3, 32, 40), np.uint8)})
-
-        def look(self) -> Any:
-            return {"screen": np.full((3, 32, 40), 9, np.uint8)}
-
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        demos = demonstrate(Screen, lambda obs: np.array([0, 1]), 1, horizon=5)
-        branch(demos)
-        make_vec_env(demos, 2).reset()
-    assert [str(one.message)[:54] for one in said] == ["Screen: its pixels are read by a multilayer perceptron"]
-
-
 def test_the_step_limit_of_a_minigrid_is_its_own() -> None:
     class Other(gymnasium.Wrapper):
         """So that it has to run in Python."""

@@ -53,6 +53,15 @@ def test_box_observations_are_their_own_bytes():
     ]
 
 
+def test_pictures_are_bytes_with_their_channels_first():
+    pixels = np.random.default_rng(0).integers(256, size=(32, 40, 3), dtype=np.uint8)
+    frame, _ = read(spaces.Box(0, 255, (32, 40, 3), np.uint8), pixels)
+    np.testing.assert_equal(frame.reshape(3, 32, 40)[1], pixels[:, :, 1])
+    for shape in ((3, 32, 40), (96, 40)):
+        frame, _ = read(spaces.Box(0, 255, shape, np.uint8), pixels.reshape(shape))
+        np.testing.assert_equal(frame, pixels.reshape(-1))
+
+
 def test_the_parts_of_an_observation_follow_one_another():
     space = spaces.Dict(
         {

@@ -115,6 +115,27 @@ def test_what_looks_like_pixels(space: spaces.Space, picture: bool) -> None:
     assert is_picture(space) == picture
 
 
+def test_the_channels_of_a_picture_come_first() -> None:
+    shapes = {(84, 84): (1, 84, 84), (84, 96, 3): (3, 84, 96), (4, 32, 40): (4, 32, 40), (32, 32, 32): (32, 32, 32)}
+    for shape, first in shapes.items():
+        (part,) = Layout.of(spaces.Box(0, 255, shape, np.uint8)).parts
+        assert part == Part("", "uint8", int(np.prod(shape)), picture=first)
+
+
+def test_a_layout_without_its_pictures() -> None:
+    pixels = spaces.Box(0, 255, (32, 32), np.uint8)
+    space = spaces.Dict({"a": BOX, "b": pixels, "c": spaces.Discrete(3)})
+    rng = np.random.default_rng(0)
+    seen = rng.integers(256, size=(9, 8 + 1024 + 1), dtype=np.uint8)
+    seen[:, :8], seen[:, -1] = rng.normal(size=(9, 2)).astype(np.float32).view(np.uint8), rng.integers(3, size=9)
+    layout = Layout.of(space).fitted(seen, np.zeros(9, np.int64))
+    assert [part.name for part in layout.pictures] == ["b"]
+    without = Layout.of(spaces.Dict({"a": BOX, "c": spaces.Discrete(3)}))
+    assert layout.plain == without.fitted(np.delete(seen, np.s_[8:-1], axis=1), np.zeros(9, np.int64))
+    assert Layout.of(pixels).plain.n_features == 0
+    assert without.plain == without
+
+
 def test_a_space_of_frames_keeps_its_layout() -> None:
     space = FrameSpace(Layout.of(BOX), 3)
     assert space.shape == (3, 8)

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from headstart.envs.spaces import GRID, FrameSpace, Layout
 from headstart.models.encoders import (
     Features,
+    PictureEncoder,
     VectorEffectEncoder,
     VectorEncoder,
     ViewEffectEncoder,
     ViewEncoder,
+    apart,
     effect_encoder,
     frame_encoder,
 )
@@ -138,6 +140,64 @@ def test_a_policy_takes_its_layout_from_the_space_and_keeps_its_statistics_with_
     values = policy.evaluate_actions(obs, torch.zeros(B))[0]
     assert torch.isfinite(values).all()
     np.testing.assert_allclose(policy.probabilities({k: v.numpy() for k, v in obs.items()}).sum(1), 1)
+
+
+# ---- pictures ----
+RIVER = Layout.of(
+    spaces.Dict({"river": spaces.Box(0, 255, (32, 40, 3), np.uint8), "speed": spaces.Box(-9, 9, (1,), np.float32)})
+)
+
+
+def rivers(n: int, seed: int = 0) -> Tensor:
+    return torch.randint(256, (n, RIVER.width - 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def with_speed(pixels: Tensor, speed: float) -> Tensor:
+    number = torch.tensor(np.float32([speed]).view(np.uint8))
+    return torch.cat([pixels, number.expand(len(pixels), 4)], dim=1)
+
+
+def test_pixels_and_numbers_are_told_apart() -> None:
+    frames = with_speed(rivers(3), 2.0)
+    for given in (frames, frames.float()):
+        plain, (pixels,) = apart(RIVER, given)
+        assert Features(RIVER.plain).raw(plain).tolist() == [[2.0]] * 3
+        torch.testing.assert_close(pixels, frames[:, :-4].reshape(3, 3, 32, 40).float() / 255 - 0.5)
+    assert apart(LAYOUT, shown(3))[1] == []
+
+
+@pytest.mark.parametrize(("size", "left"), [((32, 32), 6 * 6), ((84, 84), 8 * 8), ((56, 160), 5 * 18), ((32, 33), 36)])
+def test_pictures_of_any_size_are_halved_until_they_are_small(size: tuple[int, int], left: int) -> None:
+    encoder = PictureEncoder((3, *size), channels=4)
+    pixels = torch.zeros(2, 3, *size)
+    assert encoder[0](pixels).flatten(1).shape == (2, 4 * left)
+    assert encoder(pixels).shape == (2, encoder.width)
+
+
+def test_a_picture_is_read_by_convolutions_and_what_is_beside_it_too() -> None:
+    """What moves by four pixels moves by one where pictures have been halved twice."""
+    encoder = frame_encoder(RIVER, 8, 4)
+    assert isinstance(encoder, VectorEncoder)
+    assert isinstance(encoder.pictures[0][0][0], nn.Conv2d)
+    still, faster, other = with_speed(rivers(1), 0.0), with_speed(rivers(1), 1.0), with_speed(rivers(1, 1), 0.0)
+    features = encoder(torch.cat([still, faster, other, still]))
+    assert torch.equal(features[0], features[3])
+    assert (features[0] != features[1]).any()
+    assert (features[0] != features[2]).any()
+    dot = torch.full((2, 3, 32, 40), -0.5)
+    dot[0, :, 12:16, 12:16] = dot[1, :, 12:16, 16:20] = 0.5
+    here, there = encoder.pictures[0][0](dot)
+    torch.testing.assert_close(here[:, :, 1:-2], there[:, :, 2:-1])
+
+
+def test_a_change_of_a_picture_or_a_number_is_an_effect() -> None:
+    encoder = effect_encoder(RIVER, 4)
+    still, faster, other = with_speed(rivers(1), 0.0), with_speed(rivers(1), 1.0), with_speed(rivers(1, 1), 0.0)
+    effect = encoder(torch.cat([still] * 3), torch.cat([still, faster, other]))
+    assert effect.shape == (3, encoder.width)
+    assert len(torch.unique(effect, dim=0)) == 3
+    encoder(still, other).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in encoder.pictures.parameters() if p.dim() > 1)
 
 
 # ---- the world model ----
