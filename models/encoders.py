@@ -249,7 +249,7 @@ class Features(nn.Module):
 
 class PictureEncoder(nn.Sequential):
     """Pixels (N, C, H, W) -> (N, ``.width``): convolutions that halve them until the shorter side is small, then one
-    layer on all that is left, where it is. It is standardised, for else the numbers beside it would drown it."""
+    layer on all that is left, where it is, standardised as the numbers beside it are."""
 
     def __init__(self, shape: tuple[int, int, int], channels: int):
         n, size = shape[0], [*shape[1:]]
