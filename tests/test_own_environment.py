@@ -114,8 +114,8 @@ def test_the_ten_lines_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("env", "expert", "updates"),
-    [(Docking, steer, 300), (TwoOars, row, 300), (Watched, steer_by_sight, 1500)],
+    ("env", "expert", "episodes", "updates"),
+    [(Docking, steer, 16, 300), (TwoOars, row, 16, 300), (Watched, steer_by_sight, 32, 1500)],
     ids=["any force", "two oars", "a picture"],
 )
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_the_ten_lines_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["bc", "iwm", "reflect"],
 )
 def test_every_kind_of_action_is_learned_by_the_same_learners(
-    env: Any, expert: Any, updates: int, learner: Any, config: Any
+    env: Any, expert: Any, episodes: int, updates: int, learner: Any, config: Any
 ) -> None:
-    demos = demonstrate(env, expert, 32, horizon=30, codes=7, mode="deepcopy", only_successes=True)
+    demos = demonstrate(env, expert, episodes, horizon=30, codes=7, mode="deepcopy", only_successes=True)
     vec_env = make_vec_env(demos, 4)
     kwargs = {"features_extractor_kwargs": {"memory": 0, "width": 64}}
     policy = PPO(HeadstartPolicy, vec_env, seed=0, n_steps=16, batch_size=64, policy_kwargs=kwargs).policy
@@ -142,7 +142,7 @@ def test_every_kind_of_action_is_learned_by_the_same_learners(
         """Sampled, as PPO would go on."""
         return float(evaluate(levels, actor, history=1, horizon=30, rng=np.random.default_rng(0))[0].mean())
 
-    assert success(uniform_actor(policy.n_actions)) < 0.3
+    assert success(uniform_actor(policy.n_actions)) < 0.25
     assert success(policy.actor()) > 0.6
 
 
