@@ -58,7 +58,7 @@ class ControlConfig:
     @property
     def total_updates(self) -> int:
         """Gradient updates that a fit makes: all but those of judges."""
-        return self.reflect.foresight_updates + self.reflect.policy_updates
+        return self.reflect.policy_updates
 
 
 class Control(Reflection):

@@ -36,7 +36,6 @@ from headstart.envs.errors import DataError, UsageError
 from headstart.envs.mirror import mirror_action, with_mirror_image
 from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos, Walk
-from headstart.learners import affordance
 from headstart.learners.affordance import Affordances
 from headstart.learners.bc import BC, BCConfig, imitation_targets
 from headstart.learners.judges import JudgeConfig, Judges
@@ -104,13 +103,9 @@ class ReflectionConfig:
 
     @property
     def total_updates(self) -> int:
-        """Gradient updates that a fit makes, those of the judges included."""
-        return self.judge.total_updates + self.foresight_updates + self.policy_updates
-
-    @property
-    def foresight_updates(self) -> int:
-        """Those of what knows that an action will change nothing."""
-        return 2 * affordance.MEMBERS * affordance.UPDATES if self.sparing else 0
+        """Gradient updates that a fit makes, those of the judges included, but not those of affordance.py, whose
+        networks are small."""
+        return self.judge.total_updates + self.policy_updates
 
     @property
     def policy_updates(self) -> int:
@@ -147,7 +142,7 @@ class Reflection:
         branches, practise = self.accepted(demos, branches, practise)
         # 1. imitate
         metrics = BC(self.policy, c.bc, seed=self.seed, log=self.log).fit(demos).metrics
-        self.updates = c.bc.total_updates + c.foresight_updates
+        self.updates = c.bc.total_updates
         self.imitator = copy.deepcopy(self.policy)
         # 2. judge
         expert_states = collect.replay(demos)
