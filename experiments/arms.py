@@ -66,8 +66,7 @@ def reflection_around(bc: BCConfig) -> ReflectionConfig:
     """`reflect` with its defaults, beside a bc that may have been tuned to learn for longer: so do its judges."""
     default = ReflectionConfig()
     updates = default.judge.updates * bc.updates // default.bc.updates
-    judge = dataclasses.replace(default.judge, updates=updates)
-    return ReflectionConfig(bc=bc, judge=judge, sparing=True, levels=64, walks=0)
+    return ReflectionConfig(bc=bc, judge=dataclasses.replace(default.judge, updates=updates))
 
 
 def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None = None) -> dict[str, Arm]:
@@ -75,15 +74,17 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
 
     ``reflect_ppo``: settings of PPO from `reflect`'s warm starts, where those of the script, which suit bc, do not.
 
-    ``bc_long`` has as many updates as ``reflect``. ``bc_plain`` and ``reflect_plain`` go on with PPO as
-    Stable-Baselines3 has it, ``bc_auxiliary`` with a world model's loss beside PPO's, ``reflect_rehearsal`` with the
-    judges' labels. Controls and other methods have no RL.
+    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` is for where steps are dear: it learns from half
+    as many states of fewer episodes, without walks, and executes only what it does not know already. ``bc_plain`` and
+    ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with a world model's loss beside
+    PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no RL.
 
     A learner's name alone stands for the budget `extra`: its own stages come on top of bc's updates. With ``_matched``
     it makes no more updates than bc, all of its stages shortened alike; with ``_memoryless`` its policy sees nothing
     but the present.
     """
     reflect = reflection_around(bc)
+    frugal = dataclasses.replace(reflect, levels=32, states=1000, draws=4, walks=0, sparing=True)
     ppo = reflect_ppo or {}
     named = {
         "scratch": Arm(None, memory, rl=True),
@@ -91,6 +92,7 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
         "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), memory, rl=False),
         "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
         "reflect": Arm(reflect, memory, rl=True, ppo=ppo),
+        "reflect_frugal": Arm(frugal, memory, rl=True, ppo=ppo),
     }
     others: dict[str, LearnerConfig] = {
         "iwm_joint": IWMConfig(bc=bc, mode="joint"),
@@ -100,7 +102,7 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
         "noop": NoopConfig(reflect),
         "random_judge": RandomJudgeConfig(reflect),
         "self_label": SelfLabelConfig(reflect),
-        "iwm_reflect": IWMReflectConfig(IWMConfig(bc=bc), dataclasses.replace(reflect, sparing=False)),
+        "iwm_reflect": IWMReflectConfig(IWMConfig(bc=bc), reflect),
         "reflect_rationale": dataclasses.replace(reflect, rationale_weight=0.3),
         "reflect_shuffled": dataclasses.replace(reflect, rationale_weight=0.3, shuffled_rationale=True),
         "dagger": DaggerConfig(reflect),

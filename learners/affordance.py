@@ -33,8 +33,10 @@ SURE = 0.05  # an action changes nothing where no member gives it more than this
 
 
 class Affordances:
-    """``branch_demos`` first, from which it learns, then ``branch``. The branches are those of `envs.branch`, up to
-    what the networks were wrong about; their ``env_steps`` are what was executed."""
+    """Learns by ``branch_demos``, or by ``fit`` from branches that there are; then knows by ``branch``.
+
+    Its branches are those of `envs.branch`, up to what the networks were wrong about; their ``env_steps`` are what was
+    executed."""
 
     def __init__(self, policy: HeadstartPolicy, *, seed: int = 0):
         self.device, self.seed = policy.device, seed
@@ -51,6 +53,8 @@ class Affordances:
         states, last = replay(demos), demos.last
         action, after = demos.action.copy(), np.arange(1, len(demos) + 1)
         action[last], after[last] = -1, last  # what these lead to is not among the demonstrated states
+        if demos.exact is not None:
+            action[:] = -1  # the choice nearest to the expert's action leads elsewhere
         walk = Walk(action, states.frame()[after], states.revisit[after], np.zeros(len(demos), np.bool_), 0)
         real: list[Branches] = []
         for some in np.split(np.arange(len(demos)), [last[(len(last) - 1) // 4] + 1]):

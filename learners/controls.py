@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.envs import collect
 from headstart.envs.advice import advice
 from headstart.envs.effects import NOTHING, effects
 from headstart.envs.simulator import Simulator
@@ -119,11 +120,6 @@ class RandomJudge(Control):
         super().__init__(policy, config, seed=seed, log=log)
         self.spread, self.scale = config.spread, 0.0
 
-    def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
-        """Nothing is learned."""
-        self.scale = 0.0
-        return {}
-
     def judgement(self, branches: Branches) -> NDArray[np.float32]:
         """The judges' scores, on a scale that is set once, on the states that are judged first."""
         score = np.where(branches.tried, super().judgement(branches), 0.0)
@@ -147,8 +143,10 @@ class Noop(Control):
         Where luck decides, an action counts by how often it changes something, with the luck that judges would see.
         """
         changes = np.mean([self._changes(one) for one in self.drawn(branches, states)], axis=0)  # (N, A)
-        p = self.imitation(branches) * np.where(changes.any(1, keepdims=True), changes, 1.0)
-        return (p / p.sum(1, keepdims=True)).astype(np.float32)
+        imitated, tried = self.imitation(branches), branches.tried
+        p = imitated * tried * np.where(changes.any(1, keepdims=True), changes, 1.0)
+        p *= (imitated * tried).sum(1, keepdims=True) / p.sum(1, keepdims=True)  # the others keep what they had
+        return np.where(tried, p, imitated).astype(np.float32)
 
     def _changes(self, branches: Branches) -> NDArray[np.bool_]:
         effect = effects(branches.frame, branches.future[:, :, 0], layout=self.policy.layout)
@@ -185,6 +183,8 @@ class Dagger(Control):
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
         """As any control; its metrics say how many answers it has paid for."""
+        self.accepted(demos, branches, practise)
+        advice(collect.replay(demos).fork(np.zeros(0, np.int64)))  # is there an expert who can be asked?
         self.queries = self.unanswered = 0
         fitted = super().fit(demos, branches, practise)
         asked = {"dagger/queries": float(self.queries), "dagger/unanswered": float(self.unanswered)}

@@ -27,8 +27,8 @@ class IWMReflectConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.reflect.sparing:
-            raise UsageError("IWMReflect learns from all branches: leave reflect.sparing off.")
+        if self.iwm.mode != "two_stage":
+            raise UsageError("IWMReflect predicts first and reflects then: leave IWMConfig.mode at 'two_stage'.")
 
     @property
     def horizon(self) -> int:
@@ -48,8 +48,6 @@ class IWMReflect:
         self, policy: HeadstartPolicy, config: IWMReflectConfig | None = None, *, seed: int = 0, log: Log = silent
     ):
         self.policy, self.config = policy, c = given(policy, config, IWMReflectConfig)
-        if c.iwm.mode != "two_stage":
-            raise UsageError("IWMReflect predicts first and reflects then: leave IWMConfig.mode at 'two_stage'.")
         self.iwm = IWM(policy, c.iwm, seed=seed, log=log)
         self.reflection = Reflection(policy, c.reflect, seed=seed, log=lambda u, m: log(c.iwm.updates + u, m))
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import inf
+from numbers import Integral
 from typing import Any, get_args
 
 import numpy as np
@@ -74,7 +75,7 @@ class ReflectionConfig:
     luck. A judge that saw one future of each would learn the luck by heart."""
     sparing: bool = False
     """Whether to execute only what is not known already (affordance.py): not the action that the expert or the agent
-    has taken in a state, nor what is sure to change nothing. Then `fit` makes its own branches of demonstrations."""
+    has taken in a state, nor what is sure to change nothing."""
     k: int | None = None
     """How many actions are tried in an own state; None for all. Judges speak of those that were tried, and the others
     are left what imitation gives them. At demonstrated states `branch(demos, k=...)` decides."""
@@ -94,11 +95,17 @@ class ReflectionConfig:
         if self.alternatives not in get_args(Alternatives):
             raise UsageError(f"alternatives={self.alternatives!r}: choose from {', '.join(get_args(Alternatives))}.")
         if self.sparing and (self.judge.horizon > 1 or self.k is not None):
-            raise UsageError("sparing=True knows one step ahead, of every action: leave out judge.horizon and k.")
+            raise UsageError("sparing=True knows one step ahead, of every action: with judge.horizon or k it is False.")
+        if self.k is not None and (not isinstance(self.k, Integral) or self.k < 1):
+            raise UsageError(f"k={self.k!r}: choose how many actions are tried, at least one. None tries all of them.")
+        if not (self.walks or self.rounds):
+            raise UsageError(
+                "walks=0 and rounds=0: without practice there is nothing to reflect on. Choose one of them."
+            )
 
     @property
     def horizon(self) -> int:
-        """Steps of the branches that a fit wants; 0 where it makes its own."""
+        """Steps of the branches that a fit wants; 0 where it makes its own, for fewer steps."""
         return 0 if self.sparing else self.judge.horizon
 
     @property
@@ -110,7 +117,7 @@ class ReflectionConfig:
     @property
     def policy_updates(self) -> int:
         """Those of the policy alone."""
-        return self.bc.total_updates + max(self.rounds, self.walks > 0) * self.round_updates
+        return self.bc.total_updates + max(self.rounds, 1) * self.round_updates
 
 
 class Reflection:
@@ -135,17 +142,17 @@ class Reflection:
         self.updates = self.env_steps = 0
 
     def fit(self, demos: Demos, branches: Branches | None = None, practise: Practice | None = None) -> Fitted:
-        """All stages. ``branches``: every action at the demonstrated states, unless ``sparing`` makes its own;
-        ``practise``: where fresh levels are."""
+        """All stages, once. ``practise`` is where fresh levels are, ``branches`` have every action at the demonstrated
+        states: a sparing learner that is given none makes them, for fewer steps."""
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
-        self.env_steps = 0
-        branches, practise = self.accepted(demos, branches, practise)
+        practise = self.accepted(demos, branches, practise)
         # 1. imitate
         metrics = BC(self.policy, c.bc, seed=self.seed, log=self.log).fit(demos).metrics
         self.updates = c.bc.total_updates
         self.imitator = copy.deepcopy(self.policy)
         # 2. judge
         expert_states = collect.replay(demos)
+        branches = self.at_demonstrations(demos, branches)
         drawn = Branches.join([*self.drawn(branches, expert_states)])
         metrics |= self.fit_judges(drawn, outcomes=branches.take(demos.last))
         # 3. practise, 4. label, 5. learn
@@ -153,24 +160,11 @@ class Reflection:
         labels: list[NDArray] = []
 
         def practise_from(starts: Iterable[Simulator], actor: Actor, steps: int) -> None:
-            """Act from the first starts, or from as many as it takes; try every action in some of the states that were
-            reached, and label them."""
-            played: list[tuple[Simulator, Walk]] = []
-            for start in starts:
-                played.append(collect.practise(start, actor, steps=steps, rng=rng))
-                reached = [len(states) for states, _ in played]
-                if sum(reached) >= c.states or not reached[-1]:
-                    break
-            states, walk = collect.join([states for states, _ in played]), Walk.join([walk for _, walk in played])
-            self.env_steps += walk.env_steps
-            if not len(states):
-                return  # every episode was over
-            some = np.sort(rng.choice(len(states), min(len(states), c.states), replace=False))
-            states = states.fork(some)
-            tried = self._try(states, rng, walk=walk.take(some))
-            own.append(tried)
-            labels.append(self.label(tried, states))
-            self.env_steps += tried.env_steps
+            states, walk = self.reach(starts, actor, steps, rng)
+            if len(states):
+                own.append(self._try(states, rng, walk=walk))
+                self.env_steps += own[-1].env_steps
+                labels.append(self.label(own[-1], states))
 
         if c.walks:
             around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
@@ -181,44 +175,55 @@ class Reflection:
             fresh = (practise.fresh(c.levels, rng) for _ in count())
             practise_from(fresh, self.policy.actor(), c.level_steps)
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)
-        if not c.rounds and own:
+        if not c.rounds:
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
         return Fitted(self.updates, self.env_steps, metrics)
 
-    def accepted(self, demos: Demos, branches: Branches | None, practise: Practice | None) -> tuple[Branches, Practice]:
-        """What `fit` is given, checked before anything is learned; branches as long as the judges look ahead."""
+    def accepted(self, demos: Demos, branches: Branches | None, practise: Practice | None) -> Practice:
+        """Where to practise, when all that `fit` is given has been checked. Nothing is learned or executed here."""
         name, c = type(self).__name__, self.config
-        if c.sparing and branches is not None:
-            raise UsageError(f"{name} with sparing=True makes its own branches: fit(demos, practise=env).")
+        if self.imitator is not None:
+            raise UsageError(f"This {name} has been fitted: make another one, with a policy to be fitted.")
         if practise is None or (branches is None and not c.sparing):
-            parts, first = (
-                ("demos, practise", "demonstrations") if c.sparing else ("demos, branches, practise", "branch(demos)")
-            )
-            raise UsageError(f"{name} needs fit({parts}): {first}, and an environment.")
+            wanted = "demos, practise=env" if c.sparing else "demos, branches, practise=env"
+            raise UsageError(f"{name} needs fit({wanted}). An environment to practise in is made by make_vec_env.")
         accept(self.policy, demos, branches, practise)
+        if c.k is not None and c.k > self.policy.n_actions:
+            raise UsageError(f"k={c.k}: there are {self.policy.n_actions} actions to try. None tries all of them.")
+        if c.rationale_weight and not (c.k is None and (branches is None or branches.tried.all())):
+            raise UsageError("A rationale says what every action does: try all of them, without k.")
         if branches is None:
-            assert self.affordances is not None
-            branches = self.affordances.branch_demos(demos)
-            self.env_steps += branches.env_steps
-            return branches, practise
+            return practise
         same_states = np.array_equal(branches.frame, demos.obs["frames"][:, -1])
         if not (same_states and np.array_equal(branches.expert_action, demos.action)):
             raise DataError(
                 f"{demos.env_id}: these branches, of {len(branches)} states, are not those of the {len(demos)} "
                 "demonstrated states, in their order. Pass branch(demos)."
             )
-        if c.k is not None and not 1 <= c.k <= self.policy.n_actions:
-            raise UsageError(f"k={c.k}: there are {self.policy.n_actions} actions to try. None tries all of them.")
-        if c.rationale_weight and not (c.k is None and branches.tried.all()):
-            raise UsageError("A rationale says what every action does: try all of them, without k.")
-        if branches.action.shape[2] < c.horizon:
+        if not branches.tried[np.arange(len(demos)), demos.action].all():
+            raise DataError(f"{demos.env_id}: in these branches the expert's own action was not tried everywhere.")
+        if branches.action.shape[2] < c.judge.horizon:
             raise UsageError(
-                f"The judges look {c.horizon} steps ahead, but the branches at the demonstrations have "
-                f"{branches.action.shape[2]}. Pass branch(demos, horizon={c.horizon})."
+                f"The judges look {c.judge.horizon} steps ahead, but the branches at the demonstrations have "
+                f"{branches.action.shape[2]}. Pass branch(demos, horizon={c.judge.horizon})."
             )
-        parts = {part: getattr(branches, part)[:, :, : c.horizon] for part in ("action", "future", "ended")}
-        return replace(branches, **parts), practise
+        return practise
+
+    def at_demonstrations(self, demos: Demos, branches: Branches | None) -> Branches:
+        """The branches of the demonstrated states, as long as judges look ahead; of them is learned what changes
+        nothing."""
+        if branches is None:
+            assert self.affordances is not None, "`accepted` has seen to it"
+            branches = self.affordances.branch_demos(demos)
+            self.env_steps += branches.env_steps
+            return branches
+        steps = self.config.judge.horizon
+        parts = {part: getattr(branches, part)[:, :, :steps] for part in ("action", "future", "ended")}
+        branches = replace(branches, **parts)
+        if self.affordances:
+            self.affordances.fit(branches)
+        return branches
 
     # ---- 2. judge ----
     def fit_judges(self, branches: Branches, outcomes: Branches | None = None) -> dict[str, float]:
@@ -228,6 +233,24 @@ class Reflection:
         return metrics
 
     # ---- 3. practise ----
+    def reach(
+        self, starts: Iterable[Simulator], actor: Actor, steps: int, rng: np.random.Generator
+    ) -> tuple[Simulator, Walk]:
+        """Act from the first of the starts, or from as many as it takes: some of the states on the way, in which
+        episodes go on, and what was done there."""
+        c, played, walks, reached = self.config, [], [], 0
+        for start in starts:
+            states, walk = collect.practise(start, actor, steps=steps, rng=rng)
+            played.append(states)
+            walks.append(walk)
+            reached += len(states)
+            if reached >= c.states or not len(states):
+                break
+        states, walk = collect.join(played), Walk.join(walks)
+        self.env_steps += walk.env_steps
+        some = np.sort(rng.choice(reached, min(reached, c.states), replace=False))
+        return states.fork(some), walk.take(some)
+
     def _try(
         self,
         states: Simulator,
@@ -276,6 +299,10 @@ class Reflection:
     # ---- 5. learn ----
     def fit_policy(self, demos: Demos, own: list[Branches], labels: list[NDArray], updates: int) -> dict[str, float]:
         """On the demonstrations and all own states so far."""
+        if not sum(map(len, own)):
+            raise DataError(
+                f"{demos.env_id}: practice came to no state in which an episode goes on: nothing to learn from."
+            )
         bc, policy = self.config.bc, self.policy
         generator = torch.Generator().manual_seed(self.seed + self.updates)
         expert_obs, target, weight = imitation_targets(policy, demos, bc.mirror)

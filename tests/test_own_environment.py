@@ -13,6 +13,7 @@ from headstart.envs import branch, demonstrate, evaluate, make_vec_env
 from headstart.envs.errors import EnvironmentFailed, UsageError
 from headstart.envs.simulator import uniform_actor
 from headstart.learners import BC, IWM, LEARNERS, PPO, BCConfig, IWMConfig, JudgeConfig, Reflection, ReflectionConfig
+from headstart.learners.affordance import Affordances
 from headstart.models import HeadstartPolicy
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -144,6 +145,18 @@ def test_every_kind_of_action_is_learned_by_the_same_learners(
 
     assert success(uniform_actor(policy.n_actions)) < 0.25
     assert success(policy.actor()) > 0.6
+
+
+def test_where_any_force_can_be_used_the_experts_choice_is_tried_like_the_others() -> None:
+    """The force that it has used is nearest to this choice, and leads elsewhere: a judge would know it by that."""
+    demos = demonstrate(Docking, steer, 2, horizon=30, codes=7, mode="deepcopy")
+    kwargs = {"features_extractor_kwargs": {"memory": 0, "width": 16}}
+    policy = PPO(HeadstartPolicy, make_vec_env(demos, 2), policy_kwargs=kwargs).policy
+    found, executed = Affordances(policy).branch_demos(demos), branch(demos)
+    each = np.arange(len(demos)), demos.action
+    np.testing.assert_equal(found.future[each], executed.future[each])
+    following = np.setdiff1d(np.arange(len(demos)), demos.last)
+    assert (executed.future[each][following, 0] != demos.obs["frames"][following + 1, -1]).any()
 
 
 class Unread:

@@ -16,7 +16,7 @@ from headstart.envs.errors import UsageError
 from headstart.envs.simulator import uniform_actor
 from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
-from headstart.learners import BCConfig, IWMReflectConfig, JudgeConfig, Reflection, ReflectionConfig, affordance
+from headstart.learners import BCConfig, JudgeConfig, Reflection, ReflectionConfig, affordance
 from headstart.learners.affordance import Affordances
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
@@ -187,7 +187,7 @@ def test_a_sparing_fit_counts_what_it_executes(
     fitted = Reflection(fresh_policy(env), config).fit(demos, practise=env)
     spared = sum(executed)
     assert fitted.env_steps == spared
-    assert fitted.updates == config.total_updates == 3 + 2 + 2 * 2 + 2 * 3 * affordance.UPDATES
+    assert fitted.updates == config.total_updates == 3 + 2 + 2 * 2
     wasteful = Reflection(fresh_policy(env), dataclasses.replace(config, sparing=False)).fit(demos, branches, env)
     assert fitted.env_steps < 0.7 * (wasteful.env_steps + branches.env_steps)
 
@@ -198,11 +198,22 @@ def test_it_knows_one_step_of_every_action(changed: dict) -> None:
         dataclasses.replace(SPARING, **changed)
 
 
-def test_it_makes_its_own_branches(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+def test_it_makes_its_own_branches_or_learns_from_those_that_there_are(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert SPARING.horizon == 0
-    with pytest.raises(UsageError, match=r"sparing=True makes its own branches"):
-        Reflection(fresh_policy(env), SPARING).fit(demos, branches, env)
-    with pytest.raises(UsageError, match=r"needs fit\(demos, practise\): demonstrations, and an environment"):
+    taught, fit = [], Affordances.fit
+    monkeypatch.setattr(Affordances, "fit", lambda self, branches: (taught.append(branches), fit(self, branches))[1])
+    judged = []
+    for given in (None, branches):
+        learner = Reflection(fresh_policy(env), SPARING)
+        judges_fit = learner.judges.fit
+        learner.judges.fit = lambda b, o, fit=judges_fit: (judged.append(b), fit(b, o))[1]  # type: ignore[method-assign]
+        learner.fit(demos, given, env)
+    first, all_of_its_own, given = taught
+    assert len(first) < len(all_of_its_own) == len(demos)
+    assert given.tried.all()
+    np.testing.assert_equal(given.future, branches.future)
+    np.testing.assert_equal(judged[1].future, branches.future)
+    with pytest.raises(UsageError, match=r"needs fit\(demos, practise=env\)"):
         Reflection(fresh_policy(env), SPARING).fit(demos)
-    with pytest.raises(UsageError, match="IWMReflect learns from all branches"):
-        IWMReflectConfig(reflect=SPARING)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import fresh_policy
+from small import fresh_policy, weights
 
 from headstart.envs import experts
 from headstart.envs.advice import advice
@@ -143,7 +143,7 @@ def test_it_needs_branches_and_a_place_to_practise(
     kind: Any, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
     for missing in ((), (branches,), (None, env)):
-        with pytest.raises(UsageError, match=r"fit\(demos, branches, practise\)"):
+        with pytest.raises(UsageError, match=r"fit\(demos, branches, practise=env\)"):
             make(kind, env).fit(demos, *missing)
 
 
@@ -181,6 +181,14 @@ def test_noop_labels_worked_by_hand(env: HeadstartVecEnv) -> None:
     label = imitating(make(Noop, env), p).label(tried([[0, 1, 2], [3, 3, 3], [0, 0, 0]]), None)
     np.testing.assert_allclose(label, [[0, 0.6, 0.4], p[1], p[2]], rtol=1e-6)
     assert label.dtype == np.float32
+
+
+def test_noop_leaves_what_was_not_tried_to_imitation_as_reflection_does(env: HeadstartVecEnv) -> None:
+    """The first and the third action were tried, of which one changes something; then none."""
+    p = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
+    some = dataclasses.replace(tried([[0, 0, 2], [0, 0, 0]]), tried=np.array([[True, False, True]] * 2))
+    label = imitating(make(Noop, env), p).label(some, None)
+    np.testing.assert_allclose(label, [[0, 0.3, 0.7], p[1]], rtol=1e-6)
 
 
 def test_noop_sees_as_much_luck_as_judges_do(cache: Path) -> None:
@@ -227,7 +235,7 @@ def test_the_expert_is_asked_in_the_states_that_reflection_judges(
     labels, label = [], learner.label
     learner.label = lambda b, states: (labels.append((b, states.fork(), label(b, states))), labels[-1][2])[1]
     fitted = learner.fit(demos, branches, env)
-    assert [len(b) for b, _, _ in labels] == asked
+    assert [0, *(len(b) for b, _, _ in labels)] == asked  # first, whether there is anybody to be asked
     assert fitted.metrics["dagger/queries"] == learner.queries == sum(asked) > len(demos)
     for _, states, given in labels:
         told = advice(states)
@@ -262,8 +270,11 @@ def test_an_environment_without_an_expert_is_refused(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
     monkeypatch.setattr(experts, "EXPERTS", {})
+    policy = fresh_policy(env)
+    before = weights(policy)
     with pytest.raises(UsageError, match="No expert for MiniGrid-DoorKey-5x5-v0"):
-        make(Dagger, env).fit(demos, branches, env)
+        Dagger(policy, DaggerConfig(REFLECT)).fit(demos, branches, env)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(policy).items())  # nothing was learned yet
 
 
 # ---- a tiny task ----

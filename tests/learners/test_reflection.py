@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from headstart.envs import collect, engine
 from headstart.envs.collect import branch, collect_demos, practise, replay
 from headstart.envs.effects import ACTIONS, effects
-from headstart.envs.errors import UsageError
+from headstart.envs.errors import DataError, UsageError
 from headstart.envs.mirror import mirror_branches, mirror_obs
 from headstart.envs.simulator import Simulator, uniform_actor
 from headstart.envs.transitions import Branches, Demos
@@ -401,6 +401,8 @@ def test_it_does_not_wait_for_states_that_never_come(env: HeadstartVecEnv, demos
     assert asked == [3, 3]
     assert learner.lessons is not None
     assert len(learner.lessons.target) == SMALL.states  # of the walks
+    with pytest.raises(DataError, match="practice came to no state"):
+        Reflection(fresh_policy(env), dataclasses.replace(SMALL, walks=0)).fit(demos, branches, nowhere)
 
 
 # ---- options ----
@@ -555,13 +557,6 @@ def test_the_rationale_in_the_mirror(env: HeadstartVecEnv, branches: Branches) -
     np.testing.assert_equal(margin[n:], margin[:n][:, LEFT_IS_RIGHT])
 
 
-def test_walks_may_be_left_out(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
-    config = dataclasses.replace(SMALL, walks=0, rounds=0)
-    fitted = Reflection(fresh_policy(env), config).fit(demos, branches, env)
-    assert fitted.env_steps == 0
-    assert fitted.updates == 3 + 2 * 4
-
-
 def test_without_rounds_it_learns_from_walks(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     config = dataclasses.replace(SMALL, rounds=0)
     learner = Reflection(fresh_policy(env), config)
@@ -588,10 +583,31 @@ def test_walks_that_all_end_at_once_are_no_states(env: HeadstartVecEnv, demos: D
     assert len(own) == SMALL.rounds  # nothing around the demonstrations
 
 
-def test_a_second_fit_says_what_it_has_cost_itself(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
-    learner = Reflection(fresh_policy(env), dataclasses.replace(SMALL, rounds=0))
-    once, again = (learner.fit(demos, branches, env) for _ in range(2))
-    assert (once.updates, once.env_steps) == (again.updates, again.env_steps)
+def test_it_is_fitted_once(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+    learner = Reflection(fresh_policy(env), SMALL)
+    learner.fit(demos, branches, env)
+    before = weights(learner.policy)
+    with pytest.raises(UsageError, match="This Reflection has been fitted: make another one"):
+        learner.fit(demos, branches, env)
+    assert equal(weights(learner.policy), before)
+
+
+def test_what_cannot_be_learned_from_is_refused_before_anything_is_learned(
+    env: HeadstartVecEnv, demos: Demos, branches: Branches
+) -> None:
+    """Branches without the expert's own action, of which the present would be taken for its future."""
+    tried = np.ones_like(branches.tried)
+    tried[3, demos.action[3]] = False
+    learner = Reflection(fresh_policy(env), SMALL)
+    before = weights(learner.policy)
+    with pytest.raises(DataError, match="the expert's own action was not tried everywhere"):
+        learner.fit(demos, branch(demos, tried=tried), env)
+    assert equal(weights(learner.policy), before)
+    for k in (0, 2.5):
+        with pytest.raises(UsageError, match=f"k={k}: choose how many"):
+            dataclasses.replace(SMALL, k=k)
+    with pytest.raises(UsageError, match="walks=0 and rounds=0"):
+        dataclasses.replace(SMALL, walks=0, rounds=0)
 
 
 def test_judges_learn_from_every_draw_with_pasts_hidden(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -651,5 +667,5 @@ def test_the_seed_decides(env: HeadstartVecEnv, demos: Demos, branches: Branches
 def test_it_needs_branches_and_a_place_to_practise(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     learner = Reflection(fresh_policy(env), SMALL)
     for missing in ((), (branches,), (None, env)):
-        with pytest.raises(UsageError, match=r"fit\(demos, branches, practise\)"):
+        with pytest.raises(UsageError, match=r"fit\(demos, branches, practise=env\)"):
             learner.fit(demos, *missing)
