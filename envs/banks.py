@@ -277,6 +277,10 @@ class _Blocks:
                         said = True
                     time.sleep(0.1)
                     continue
+                except UsageError as error:
+                    raise UsageError(
+                        f"{error} Levels are kept there: set HEADSTART_CACHE to a directory that you can write to."
+                    ) from error
                 yield
                 return
 

@@ -176,8 +176,14 @@ def replay(demos: Demos) -> Simulator:
         raise UsageError(f"{demos.env_id}: these demonstrations cannot be branched: {demos.unbranchable}")
     actions = np.split(demos.action, np.cumsum(demos.length)[:-1])
     start = _start(demos.env_id, demos.task, demos.seed)
-    states, _, state_hash = _play(demos.env_id, start, demos.seed, actions, demos.exact, demos.history, demos.horizon)
-    wrong = np.flatnonzero(state_hash != demos.state_hash)
+    states, _, found = _play(demos.env_id, start, demos.seed, actions, demos.exact, demos.history, demos.horizon)
+    _prove(demos, found, demos.state_hash)
+    return states
+
+
+def _prove(demos: Demos, found: NDArray[np.uint64], recorded: NDArray[np.uint64]) -> None:
+    """Raise DataError naming the first state (N,) that was found to be another than recorded."""
+    wrong = np.flatnonzero(found != recorded)
     if len(wrong):
         episode = int(demos.episode[wrong[0]])
         step = int(wrong[0] - demos.length[:episode].sum())
@@ -191,7 +197,6 @@ def replay(demos: Demos) -> Simulator:
             f"demonstration {episode} of {demos.env_id} (level seed {demos.seed[episode]}), step {step}: replaying "
             f"its actions leads to another state than the expert's. {why}"
         )
-    return states
 
 
 def save_demos(path: str | Path, demos: Demos) -> None:
@@ -245,7 +250,7 @@ def load_demos(
         )
     try:
         demos = play(env, arrays["seed"], actions, shown, meta["horizon"], meta["dropped"], arrays.get("exact"))
-        replay(Demos(**{**vars(demos), "state_hash": arrays["state_hash"]}))
+        _prove(demos, demos.state_hash, arrays["state_hash"])
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return demos

@@ -15,6 +15,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import gymnasium
@@ -212,6 +213,12 @@ def from_minari(
     records = [data[i] for i in range(count)]
     seeds = [facts.get("seed") for facts in data.storage.get_episode_metadata(range(count))]
     lengths = [len(record) for record in records]
+    if horizon is not None and max(lengths) > horizon:
+        i = next(i for i, length in enumerate(lengths) if length > horizon)
+        raise DataError(
+            f"{name}: demonstration {i} has {lengths[i]} steps, more than horizon={horizon}. "
+            f"Give horizon={max(lengths)}, the steps of the longest, or none."
+        )
     taken = np.concatenate([np.asarray(record.actions) for record in records])
     task, why = _task_of(make_env, horizon or max(lengths), success, taken, codes, seed, mission_length)
     frames, mission = _read(name, task.reader, records, lengths)
@@ -323,10 +330,11 @@ def to_minari(demos: Demos, dataset_id: str, **about: Any) -> "MinariDataset":
     ``about`` goes to `minari.create_dataset_from_buffers`: author, description and so on. Missions become text.
     """
     minari = _minari()
+    path = _path(dataset_id)
     if demos.unbranchable:
         raise UsageError(f"{demos.env_id}: these demonstrations cannot be played again: {demos.unbranchable}")
-    if dataset_id in minari.list_local_datasets():
-        raise UsageError(f"{dataset_id}: is there already. Give another id, or delete it: minari delete {dataset_id}")
+    if path.exists():
+        raise UsageError(f"{dataset_id}: is there already. Give another id, or delete {path}")
     task = demos.task
     make_env = task.make_env if task else (lambda: gymnasium.make(demos.env_id, disable_env_checker=True))
     env = make(make_env)
@@ -393,10 +401,28 @@ def _without_mission_space(space: gymnasium.Space) -> gymnasium.Space:
 def _load(dataset: "str | MinariDataset") -> "MinariDataset":
     if not isinstance(dataset, str):
         return dataset
+    minari, path = _minari(), _path(dataset)
     try:
-        return _minari().load_dataset(dataset)
+        return minari.load_dataset(dataset)
     except FileNotFoundError as error:
         raise DataError(f"{dataset}: is not on this machine. Fetch it: minari download {dataset}") from error
+    except ValueError as error:
+        raise DataError(f"{dataset}: cannot be read: {error}. Delete {path}, and fetch or write it again.") from error
+
+
+def _path(dataset_id: str) -> Path:
+    """Where Minari keeps a dataset. Raises UsageError for what is no id, which Minari says too late, or not at all."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:  # TypeError: it has no version
+        raise UsageError(
+            f"{dataset_id}: is no id of a Minari dataset. Give a namespace of at least two characters, a name and a "
+            "version, such as cart-pole/expert-v0."
+        ) from error
+    return Path(get_dataset_path(dataset_id))
 
 
 def _minari() -> Any:

@@ -126,8 +126,11 @@ class Episode:
         return f"in the episode of seed {self.seed}, step {len(self.actions)}{after}"
 
 
-def make(make_env: MakeEnv) -> gymnasium.Env:
-    """The environment that `make_env()` makes. Raises EnvironmentFailed or UsageError if it makes none."""
+def make(make_env: MakeEnv, called: str = "make_env()") -> gymnasium.Env:
+    """The environment that `make_env()` makes. Raises EnvironmentFailed or UsageError if it makes none.
+
+    ``called`` is what the user knows it by.
+    """
     if not callable(make_env):
         kind = f"is the id {make_env!r}" if isinstance(make_env, str) else f"is a {type(make_env).__name__}"
         raise UsageError(
@@ -136,21 +139,21 @@ def make(make_env: MakeEnv) -> gymnasium.Env:
     try:
         env = make_env()
     except (Exception, SystemExit) as error:
-        raise EnvironmentFailed(f"make_env() raised {type(error).__name__}: {error}") from error
+        raise EnvironmentFailed(f"{called} raised {type(error).__name__}: {error}") from error
     if not isinstance(env, gymnasium.Env):
         raise UsageError(
-            f"make_env() returned a {type(env).__name__}, not a gymnasium.Env: "
+            f"{called} returned a {type(env).__name__}, not a gymnasium.Env: "
             "give a function without arguments that returns a new environment."
         )
     return env
 
 
-def make_new(make_env: MakeEnv) -> gymnasium.Env:
+def make_new(make_env: MakeEnv, called: str = "make_env()") -> gymnasium.Env:
     """What `make` makes. Raises UsageError if it is the same environment each time: all episodes would be one."""
-    env, other = make(make_env), make(make_env)
+    env, other = make(make_env, called), make(make_env, called)
     if env.unwrapped is other.unwrapped:
         raise UsageError(
-            f"{env_name(env)}: make_env() returns the same environment each time. Give a function that makes a new one."
+            f"{env_name(env)}: {called} returns the same environment each time. Give a function that makes a new one."
         )
     close(other)
     return env

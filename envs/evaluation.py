@@ -38,7 +38,8 @@ def evaluate(
     ``deterministic`` says that the actor always does the same in the same situation. Then an episode that comes back
     to an earlier situation goes in circles to its end, and is not played on: most of the failures of a greedy policy.
     Whether a situation is the same is known of grids only; tasks are played to the end. Raises UsageError for what is
-    no levels, for what cannot act, and for a policy that observes something else than these levels show.
+    no levels, for what cannot act or gives no integers, and for a policy that observes something else than these levels
+    show.
     """
     _check_levels(levels)
     (limit,) = check_numbers(levels.env_id, horizon=levels.horizon if horizon is None else horizon)
@@ -66,7 +67,8 @@ def evaluate(
             length[playing[circling]] = np.minimum(limit, engine.max_steps(levels.rows[playing[circling]]))
             going_on &= ~circling
             been = [then[going_on] for then in [*been, now]]
-        playing, simulator = playing[going_on], simulator.fork(np.flatnonzero(going_on))
+        if not going_on.all():
+            playing, simulator = playing[going_on], simulator.fork(np.flatnonzero(going_on))
     return success, length
 
 

@@ -18,6 +18,7 @@ N is the number of states.
 import contextlib
 import copy
 import hashlib
+import math
 import random
 import sys
 import time
@@ -52,7 +53,7 @@ class ForkReport:
     mode: the fastest exact one.
     branches_per_second: of every exact one that was tried; a branch is a copy and one step.
     refused: why the others are not exact.
-    episodes, states: how many episodes were played, and how many of their states were forked.
+    episodes, steps, states: how many episodes were played, with how many steps, and how many states were forked.
     rewards_compared: false where the rewards cannot be read as numbers. Only this check ever compares them.
     """
 
@@ -60,6 +61,7 @@ class ForkReport:
     branches_per_second: dict[ForkMode, float]
     refused: dict[ForkMode, str]
     episodes: int
+    steps: int
     states: int
     rewards_compared: bool
 
@@ -92,6 +94,7 @@ def choose_fork_mode(
     steps: int = 1000,
     states: int = 12,
     horizon: int = 8,
+    limit: float = math.inf,
     all_modes: bool = True,
 ) -> ForkReport:
     """Find out by trying how `make_env()` can be forked.
@@ -99,6 +102,7 @@ def choose_fork_mode(
     Episodes of random actions are played from `seed` on, until they have `steps` steps together. At about
     `states` of their states, every episode's first and last among them, copies are made and followed for
     `horizon` steps. Randomness that is too rare to show there is missed: raise the numbers to be surer.
+    No episode has more than `limit` steps, as an environment may not be fit for more than it will be used for.
     All of that takes some thousand steps, and most of them are those of "replay": without `all_modes` it is left out
     where a copy is exact, and hence (but for states of many megabytes) faster.
     Raises EnvironmentFailed, with the reasons, if the environment does not repeat itself or no mode is exact.
@@ -107,7 +111,7 @@ def choose_fork_mode(
     left = steps
     with tqdm(desc="finding out how to fork it", unit="step", delay=2, disable=None) as bar:
         while len(traces) < MIN_EPISODES or (left > 0 and len(traces) < MAX_EPISODES):
-            traces.append(_play(make_env, seed + len(traces), steps, bar))
+            traces.append(_play(make_env, seed + len(traces), min(steps, limit), bar))
             left -= len(traces[-1].actions)
         for trace in traces:
             with contextlib.closing(Episode(make_env, trace.seed)) as episode:
@@ -120,7 +124,10 @@ def choose_fork_mode(
             if mode == "replay" and speed and not all_modes:
                 continue
             try:
-                seconds = [_prove(make_env, mode, *one, horizon, bar) for one in zip(traces, chosen, strict=True)]
+                seconds = [
+                    _prove(make_env, mode, trace, at, horizon, limit, bar)
+                    for trace, at in zip(traces, chosen, strict=True)
+                ]
                 speed[mode] = ALTERNATIVES * sum(map(len, chosen)) / sum(seconds)
             except _Inexact as flaw:
                 refused[mode] = str(flaw)
@@ -132,7 +139,9 @@ def choose_fork_mode(
         )
     best = max(speed, key=lambda mode: speed[mode])
     readable = all(moment.reward != UNREADABLE for trace in traces for moment in trace.moments)
-    return ForkReport(best, speed, refused, len(traces), sum(map(len, chosen)), readable)
+    return ForkReport(
+        best, speed, refused, len(traces), sum(len(one.actions) for one in traces), sum(map(len, chosen)), readable
+    )
 
 
 def _sample(n: int, states: int, rng: np.random.Generator) -> set[int]:
@@ -140,7 +149,7 @@ def _sample(n: int, states: int, rng: np.random.Generator) -> set[int]:
     return {0, n - 1, *rng.integers(n, size=max(0, states - 2)).tolist()}
 
 
-def _play(make_env: MakeEnv, seed: int, steps: int, bar: tqdm) -> _Trace:
+def _play(make_env: MakeEnv, seed: int, steps: float, bar: tqdm) -> _Trace:
     with contextlib.closing(Episode(make_env, seed)) as episode:
         sample = _sampler(episode.env, seed)
         moments = [_moment(episode)]
@@ -220,18 +229,22 @@ def _difference(moment: _Moment, expected: _Moment) -> str | None:
     return next((name for name in _Moment._fields if getattr(moment, name) != getattr(expected, name)), None)
 
 
-def _prove(make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horizon: int, bar: tqdm) -> float:
+def _prove(
+    make_env: MakeEnv, mode: ForkMode, trace: _Trace, at: set[int], horizon: int, limit: float, bar: tqdm
+) -> float:
     """Seconds that the branches of this episode took. Raises _Inexact if anybody can notice the forks."""
     try:
         with contextlib.closing(Episode(make_env, trace.seed)) as original:
-            return _follow(original, mode, trace, at, horizon, bar)
+            return _follow(original, mode, trace, at, horizon, limit, bar)
     except _Inexact:
         raise
     except Exception as error:  # nothing was raised when the episode was played: the copies are to blame
         raise _Inexact(f"{type(error).__name__}: {error}") from error
 
 
-def _follow(original: Episode, mode: ForkMode, trace: _Trace, at: set[int], horizon: int, bar: tqdm) -> float:
+def _follow(
+    original: Episode, mode: ForkMode, trace: _Trace, at: set[int], horizon: int, limit: float, bar: tqdm
+) -> float:
     sample = _sampler(original.env, trace.seed + 1)
     seconds = 0.0
     for step, action in enumerate(trace.actions):
@@ -243,7 +256,7 @@ def _follow(original: Episode, mode: ForkMode, trace: _Trace, at: set[int], hori
             seconds += time.perf_counter() - start
             follower = original.fork(mode).fork(mode)
             for _ in range(horizon):  # goes elsewhere, which nobody else may notice
-                if not strays[0].ended:
+                if not strays[0].ended and len(strays[0].actions) < limit:
                     strays[0].step(sample())
             for later in range(step, min(step + horizon, len(trace.actions))):
                 follower.step(trace.actions[later])
@@ -266,7 +279,8 @@ def _follow(original: Episode, mode: ForkMode, trace: _Trace, at: set[int], hori
 class CopiedStates:
     """N states of Python environments: the `States` of simulator.py for what the engine cannot run.
 
-    A copy is made when it is stepped, not when it is taken: one that nobody steps costs nothing.
+    A copy is made when it is stepped, not when it is taken; so is one of the original, which cannot know that nobody
+    will step the copy.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ def encode(mission: str, length: int) -> np.ndarray:
     if len(tokens) > length:
         raise DataError(
             f"The mission {mission!r} has {len(tokens)} words, and only {length} fit. "
-            "Use the length that mission_length(env_id) gives for the environment it comes from."
+            f"Give mission_length={len(tokens)}, or the words in the longest mission there is."
         )
     ids = np.zeros(length, np.uint8)
     ids[: len(tokens)] = [IDS[word] for word in tokens]

@@ -16,7 +16,7 @@ from headstart.envs import engine, missions
 from headstart.envs.banks import Levels
 from headstart.envs.errors import UsageError
 
-ROOM = 256  # steps that a Python environment's episode has room for at first: limits may be far away, and never met
+ROOM = 16  # steps to come that an episode has room for at first: limits may be far away, and a fork copies the room
 
 __all__ = ["Actor", "GridStates", "Obs", "Simulator", "States", "push", "uniform_actor"]
 
@@ -169,7 +169,7 @@ class Simulator:
         self._frames[:, -1] = frame
         self._actions = np.full((n, history), self.n_actions, np.uint8)
         self._mission = states.mission()
-        room = horizon if isinstance(states, GridStates) else min(horizon, ROOM)  # what is saved of grids has all of it
+        room = min(horizon, ROOM)
         self._seen = np.zeros((n, room + 1), np.uint64)  # hash of the frame at every step so far
         self._seen[:, 0] = engine.frame_hash(frame)
         self._taken = np.zeros((n, room), np.uint8)  # every action so far
@@ -217,30 +217,36 @@ class Simulator:
 
         ``exact`` (N) is what an expert really did, where ``action`` is only the choice nearest to it.
         """
+        action = np.asarray(action)
+        if action.shape != (len(self),) or action.dtype.kind not in "iu":
+            kind = f"{action.dtype}{action.shape}"
+            raise UsageError(f"{self.states.env_id}: actions are {kind}, give integers of shape ({len(self)},).")
         live = np.flatnonzero(~self.done)
         own = None if exact is None else [exact[int(i)] for i in live]
         terminated, truncated = self.states.step(live, action[live], own)
         room = self._taken.shape[1]
         if room < self.horizon and self.t[live].max(initial=0) == room:
-            self._make_room(min(self.horizon, 2 * room))
+            self.make_room(min(self.horizon, 2 * room))
         self._taken[live, self.t[live]] = action[live]
         self.t[live] += 1
         self.terminated[live] = terminated
         self.truncated[live] = truncated | (self.t[live] >= self.horizon)
-        frame = self.states.frame()[live]
+        rows = live if len(live) < len(self) else slice(None)  # of which nothing is copied
+        frame = self.states.frame()[rows]
         if self.history:
-            self._frames[live, :-1] = self._frames[live, 1:]
-            self._actions[live, :-1] = self._actions[live, 1:]
-            self._actions[live, -1] = action[live]
-        self._frames[live, -1] = frame
+            self._frames[rows, :-1] = self._frames[rows, 1:]
+            self._actions[rows, :-1] = self._actions[rows, 1:]
+            self._actions[rows, -1] = action[rows]
+        self._frames[rows, -1] = frame
         key = engine.frame_hash(frame)
-        earlier = self._seen[live, : self.t.max(initial=0)]  # long horizons are mostly unused
-        self.revisit[live] = (earlier == key[:, None]).any(axis=1)
+        earlier = self._seen[rows, : self.t.max(initial=0)]
+        self.revisit[rows] = (earlier == key[:, None]).any(axis=1)
         self._seen[live, self.t[live]] = key
         return len(live)
 
     def reward(self) -> NDArray[np.float64]:
-        """(N,) reward of the step that ended each episode, 0 elsewhere. PPO asks for it, nothing before does."""
+        """(N,) reward of the last step; of grids, whose reward is in the end, 0 where none has ended. PPO asks for it,
+        nothing before does."""
         return self.states.reward()
 
     def success(self) -> NDArray[np.bool_]:
@@ -254,18 +260,21 @@ class Simulator:
         other.history, other.horizon, other.n_actions = self.history, self.horizon, self.n_actions
         other.states = self.states.take(index)
         for name in self.REMEMBERED:
-            setattr(other, name, getattr(self, name)[index])
+            if name not in ("_seen", "_taken"):
+                setattr(other, name, getattr(self, name)[index])
+        room = min(self._taken.shape[1], 2 * int(other.t.max(initial=0)) + ROOM)
+        other._seen, other._taken = self._seen[index, : room + 1], self._taken[index, :room]
         return other
 
     def put(self, index: NDArray[np.int64], episodes: "Simulator") -> None:
         """Replace the episodes at ``index`` by ``episodes``."""
         self.states.put(index, episodes.states)
-        self._make_room(episodes._taken.shape[1])
-        episodes._make_room(self._taken.shape[1])
+        self.make_room(episodes._taken.shape[1])
+        episodes.make_room(self._taken.shape[1])
         for name in self.REMEMBERED:
             getattr(self, name)[index] = getattr(episodes, name)
 
-    def _make_room(self, steps: int) -> None:
+    def make_room(self, steps: int) -> None:
         """Let what is remembered of each step be as long as so many steps, if it is shorter."""
         more = steps - self._taken.shape[1]
         if more > 0:

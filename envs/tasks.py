@@ -75,7 +75,7 @@ class Task:
         choices = Choices.of(env.action_space, taken, codes=codes, seed=seed, name=name)
         limit = step_limit(env, horizon)
         close(env)
-        mode = mode or choose_fork_mode(make_env, seed=seed, all_modes=False).mode
+        mode = mode or choose_fork_mode(make_env, seed=seed, limit=limit, all_modes=False).mode
         return cls(name, make_env, mode, choices, reader, reader.layout, limit, success)
 
     def fitted(self, frame: NDArray[np.uint8], episode: NDArray[np.int64]) -> "Task":

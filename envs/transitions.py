@@ -121,7 +121,7 @@ class Branches:
     revisit (N, A) bool: the first step led to an observation that the episode had shown before.
     ended (N, A, H) bool: the episode was over after this step. How it ended is not recorded; learners use this
     only to leave out what comes after.
-    env_steps: environment steps that were spent on it.
+    env_steps: environment steps that were spent on it; not those that a fork by replay takes to come back to a state.
     tried (N, A) bool: which actions were tried (default: all). One that was not has the present as its future, and no
     learner may take it for one.
     env_id: of which environment, "" if that is not known.

@@ -4,7 +4,7 @@
     env = HeadstartVectorEnv(bank("MiniGrid-DoorKey-8x8-v0", "train", 8192), 64)     # for Gymnasium
     env = make_vec_env(demos, n_envs=16)        # any other environment: that of its demonstrations
 
-All are a thin layer over `Episodes`, which steps all of them at once. A reward is asked for here and nowhere
+All are a thin layer over `Episodes`, which steps all of them at once. `Simulator.reward` is asked here and nowhere
 else in envs, and only for the steps that are taken here: never for those of `fresh` or of a fork.
 
 Legend: N episodes, T = history + 1 frames, L mission tokens, E episodes that ended in this step.
@@ -67,12 +67,19 @@ class Episodes:
         self.levels, self.rng = levels, rng
         self.history, self.horizon = history, levels.horizon if horizon is None else min(horizon, levels.horizon)
         self._start = levels if isinstance(levels, TaskLevels) else GridStates.of(levels)
-        self.level, self.simulator = self._draw(n, rng)
+        self.level, self.simulator = self._first(n)
         self._total = np.zeros(n)  # rewards of the running episodes so far
 
     def _draw(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Simulator]:
         level = rng.integers(len(self.levels), size=n)
         return level, Simulator(self._start.take(level), history=self.history, horizon=self.horizon)
+
+    def _first(self, n: int) -> tuple[NDArray[np.int64], Simulator]:
+        """n episodes that others will follow. What is saved of grids has one shape, however far they are."""
+        level, simulator = self._draw(n, self.rng)
+        if isinstance(simulator.states, GridStates):
+            simulator.make_room(self.horizon)
+        return level, simulator
 
     def fresh(self, n: int, rng: np.random.Generator) -> Simulator:
         """n episodes at the start of random levels, to practise in; the running episodes do not notice."""
@@ -80,7 +87,7 @@ class Episodes:
 
     def begin(self) -> Obs:
         """Drop all running episodes and begin new ones."""
-        self.level, self.simulator = self._draw(len(self.simulator), self.rng)
+        self.level, self.simulator = self._first(len(self.simulator))
         self._total[:] = 0.0
         return self.simulator.observe()
 

@@ -3,19 +3,20 @@
     Taxi-v4
       observations  Discrete(500): frames of 2 bytes
       actions       Discrete(6): 6 branches from every state
-      episode       200 random actions: all that was shown can be read
+      episodes      5 of random actions, 1,000 steps: all that was shown can be read
       engine        no, it is for MiniGrid and BabyAI: this is forked in Python
       step limit    200
-      repeats       yes: 5 episodes of random actions, played twice, were the same (rewards too)
+      repeats       yes: 5 episodes of random actions, 1,000 steps, played twice, were the same (rewards too)
       fork          by pickle, the fastest way that was exact from 15 states ...
 
-The target is a function that makes an environment, or an id that `gymnasium.make` knows. Rewards are compared
-here, and nowhere else before PPO.
+The target is a function that makes an environment, or an id that `gymnasium.make` knows. Of a slow one fewer steps are
+tried, and replay only if no copy is exact. Rewards are compared here, and nowhere else before PPO.
 """
 
 import contextlib
 import difflib
 import importlib
+import math
 import os
 import sys
 import time
@@ -31,7 +32,7 @@ from minigrid.minigrid_env import MiniGridEnv
 from headstart.envs import levels
 from headstart.envs.collect import branch
 from headstart.envs.episode import MODES, Episode, close, env_name, make_new
-from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError
+from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError, check_numbers
 from headstart.envs.experts import known_experts
 from headstart.envs.fork import ForkReport, choose_fork_mode
 from headstart.envs.frames import FrameReader
@@ -43,32 +44,38 @@ __all__ = ["check", "load_target"]
 
 MakeEnv = Callable[[], gymnasium.Env]
 TIMED_ROWS = 256
-MAX_STEPS = 1000  # of the episode that is read
+MAX_STEPS, MAX_EPISODES = 1000, 20  # that are read
+PATIENCE = 10.0  # seconds: reading stops after so many, and to fork a slow environment takes about as long
 MAX_TEXT = 80  # of the description of a space
 
 
-def check(target: str) -> int:
+def check(target: str, horizon: int | None = None) -> int:
     """Probe an environment and print what is found, line by line; returns the exit code.
 
+    No episode is played for more than ``horizon`` steps (default: to its end).
     0: it can be used. 2: its spaces do not fit. 4: it raises, shows what is not of its space, does not repeat itself or
     cannot be forked. 5: it shows what is not finite.
     Raises UsageError or EnvironmentFailed if there is no such target, or it cannot be made.
     """
     make_env = load_target(target)
-    close(make_new(make_env))
+    (horizon,) = check_numbers(target, horizon=horizon)
+    close(make_new(make_env, target))
     env = Episode(make_env, seed=0).env
     print(target)
-    exit_code = _report_spaces(env) or _report_episode(make_env)
+    reader, unfit = _report_spaces(env)
+    unreadable, steps, seconds = _report_episodes(make_env, reader, horizon or math.inf)
+    exit_code = unfit or unreadable
     compiled = _report_engine(env)
-    limited = compiled or _report_limit(env)
+    limited = compiled or _report_limit(env, horizon)
     try:
-        fork = choose_fork_mode(make_env)
+        fork = _fork(make_env, horizon or math.inf, steps, seconds)
     except HeadstartError as error:
         _line("fork", f"no. {error}")
         return error.exit_code
     _report_fork(fork)
     if exit_code == 0:
-        _report_next(target, fork.mode, compiled, limited)
+        limit = f", horizon={horizon}" if horizon else "" if limited else ", horizon=200"
+        _report_next(target, fork.mode, compiled, limit)
     return exit_code
 
 
@@ -102,8 +109,9 @@ def _load_id(env_id: str) -> MakeEnv:
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
+        why = f"{error}" if str(error).endswith((".", "?", "!")) else f"{error}."
         raise UsageError(
-            f"{env_id}: {error} Give an id that gymnasium.make knows, or module:function, "
+            f"{env_id}: {why} Give an id that gymnasium.make knows, or module:function, "
             "where function() returns a new environment."
         ) from error
     # the checker looks at rewards, and nothing may before PPO
@@ -135,9 +143,9 @@ def _line(name: str, text: str) -> None:
     print(f"  {name:<13} {text}".replace("\n", "\n" + " " * 16), flush=True)
 
 
-def _report_spaces(env: gymnasium.Env) -> int:
-    """The exit code: 0 if frames can hold what is observed, and actions can be branched over."""
-    exit_code = 0
+def _report_spaces(env: gymnasium.Env) -> tuple[FrameReader | None, int]:
+    """A reader, if frames can hold what is observed, and the exit code: 0 if also actions can be branched over."""
+    reader, exit_code = None, 0
     try:
         reader = FrameReader(env)
         _line("observations", f"{_short(env.observation_space)}: frames of {reader.width} bytes")
@@ -155,30 +163,43 @@ def _report_spaces(env: gymnasium.Env) -> int:
     except UsageError as error:
         _line("actions", f"cannot be used. {error}")
         exit_code = error.exit_code
-    return exit_code
+    return reader, exit_code
 
 
-def _report_episode(make_env: MakeEnv) -> int:
-    """The exit code: 0 if all that an episode of random actions shows is of its space."""
+def _report_episodes(make_env: MakeEnv, reader: FrameReader | None, limit: float) -> tuple[int, int, float]:
+    """The exit code, 0 if all that episodes of random actions show is of its space, their steps, and their seconds.
+
+    The episodes are those of `choose_fork_mode`.
+    """
+    read = reader.read if reader else lambda episode: None
+    start, steps, episodes, exit_code = time.perf_counter(), 0, 0, 0
+
+    def enough() -> bool:
+        return steps >= MAX_STEPS or time.perf_counter() - start > PATIENCE
+
     try:
-        with contextlib.closing(Episode(make_env, seed=0)) as episode:
-            reader, space = FrameReader(episode.env), episode.env.action_space
-            space.seed(0)
-            reader.read(episode)
-            while not episode.ended and len(episode.actions) < MAX_STEPS:
-                episode.step(space.sample())
-                reader.read(episode)
+        while episodes < MAX_EPISODES and not enough():
+            with contextlib.closing(Episode(make_env, seed=episodes)) as episode:
+                space = episode.env.action_space
+                space.seed(episodes)
+                read(episode)
+                while not episode.ended and len(episode.actions) < limit and not enough():
+                    episode.step(space.sample())
+                    read(episode)
+                    steps += 1
+            episodes += 1
+        result = ": all that was shown can be read" if reader else ""
+        _line("episodes", f"{episodes} of random actions, {steps:,} steps{result}")
     except HeadstartError as error:
-        _line("episode", f"cannot be used. {error}")
-        return error.exit_code
-    _line("episode", f"{len(episode.actions)} random actions: all that was shown can be read")
-    return 0
+        _line("episodes", f"cannot be used. {error}")
+        exit_code = error.exit_code
+    return exit_code, steps, time.perf_counter() - start
 
 
-def _report_limit(env: gymnasium.Env) -> bool:
+def _report_limit(env: gymnasium.Env, horizon: int | None) -> bool:
     """Whether there is a step limit that demonstrations can keep to."""
     try:
-        _line("step limit", str(step_limit(env)))
+        _line("step limit", str(step_limit(env, horizon)))
     except UsageError:
         _line("step limit", "none that can be read: give horizon, the most steps of an episode")
         return False
@@ -208,33 +229,44 @@ def _report_engine(env: gymnasium.Env) -> bool:
     return True
 
 
+def _fork(make_env: MakeEnv, limit: float, steps: int, seconds: float) -> ForkReport:
+    """How it can be forked, tried with fewer steps if ``steps`` took it many ``seconds``."""
+    spare = PATIENCE / 10  # for two episodes are played four times, and branches follow
+    if seconds < spare:
+        return choose_fork_mode(make_env, limit=limit)
+    few = max(10, int(steps * spare / seconds))
+    return choose_fork_mode(make_env, steps=few, states=4, limit=limit, all_modes=False)
+
+
 def _report_fork(fork: ForkReport) -> None:
     rewards = "rewards too" if fork.rewards_compared else "rewards left out, which are not numbers"
-    _line("repeats", f"yes: {fork.episodes} episodes of random actions, played twice, were the same ({rewards})")
+    played = f"{fork.episodes} episodes of random actions, {fork.steps:,} steps"
+    _line("repeats", f"yes: {played}, played twice, were the same ({rewards})")
     _line("fork", f"by {fork.mode}, the fastest way that was exact from {fork.states} states")
     for mode in MODES:
         if mode in fork.refused:
             _line("", f"{mode:<9} not exact: {fork.refused[mode]}")
-        else:
+        elif mode in fork.branches_per_second:
             _line("", f"{mode:<9} exact, {fork.branches_per_second[mode]:,.0f} branches a second")
+        else:
+            _line("", f"{mode:<9} not tried: it takes most steps, and this environment is slow")
 
 
-def _report_next(target: str, mode: str, compiled: bool, limited: bool) -> None:
+def _report_next(target: str, mode: str, compiled: bool, limit: str) -> None:
     """A few lines of Python that run as they are printed, but for the policy that only the user can give."""
     if target in known_experts():
         code = [
             "from headstart.envs import branch, collect_demos, make_vec_env",
             f'env = make_vec_env("{target}", n_envs=64, seed=0)',
-            f'demos = collect_demos("{target}", episodes=8, seed=0)',
+            f'demos = collect_demos("{target}", episodes=8, seed=0{limit})',
             "branches = branch(demos)",
         ]
     else:
-        horizon = "" if limited else ", horizon=200"
         code = [
             "from headstart.envs import branch, demonstrate, make_vec_env",
             "from headstart.experiments.check import load_target",
             f'make_env = load_target("{target}")',
-            f'demos = demonstrate(make_env, policy, episodes=10, mode="{mode}"{horizon})  # policy: obs -> action',
+            f'demos = demonstrate(make_env, policy, episodes=10, mode="{mode}"{limit})  # policy: obs -> action',
             "branches, env = branch(demos), make_vec_env(demos)",
         ]
         if compiled and _names_function(target):

@@ -120,7 +120,7 @@ def test_the_study_is_what_its_rows_say(row: list[str]) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/frugal")))
 def test_frugal_practice_is_what_its_rows_say(name: str) -> None:
-    said = next(bullet for bullet in README.read_text().split("\n- ") if "With a quarter of its steps" in bullet)
+    said = next(bullet for bullet in CLAIMS.split("\n- ") if "With a quarter of its steps" in bullet)
     steps = []
     for runs in (runs_of(name, "frugal"), [run for run in runs_of(name) if run["arm"] == "reflect"]):
         assert len(runs) == 5

@@ -137,6 +137,16 @@ def test_banks_are_built_where_a_process_cannot_ask_for_its_cores(
     assert len(banks.bank(DOOR_KEY, "train", 5, cache=tmp_path)) == 5
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_what_chooses_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("HEADSTART_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"file/headstart/levels/.* cannot be written: .* set HEADSTART_CACHE to a"):
+        banks.bank(DOOR_KEY, "train", 5)
+
+
 class Changing(EmptyEnv):
     """Makes other levels under the same name, as after an edit of its code."""
 

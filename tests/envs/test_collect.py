@@ -145,6 +145,12 @@ def test_demonstrations_come_back_as_they_were(demos: Demos, tmp_path: Path) -> 
     assert (tmp_path / "demos.npz").stat().st_size < 16 * len(demos) + 2000
 
 
+def test_demonstrations_are_played_once_when_they_are_read(demos: Demos, tmp_path: Path, stepped: list[int]) -> None:
+    save_demos(tmp_path / "demos.npz", demos)
+    load_demos(tmp_path / "demos.npz")
+    assert sum(stepped) == len(demos)
+
+
 def saved(path: Path, demos: Demos, *, meta: dict[str, Any] | None = None, **arrays: np.ndarray) -> Path:
     """Demonstrations with other arrays or facts, but in good order otherwise: right checksums, right manifest."""
     save_demos(path, demos)

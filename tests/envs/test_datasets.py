@@ -321,6 +321,20 @@ def test_numbers_that_cannot_be_are_refused_first(wrong: str) -> None:
         demonstrate(Pairs, lambda obs: 1 / 0, 1, horizon=5, **{wrong: -1})
 
 
+def test_an_environment_has_to_last_as_long_as_the_horizon_and_no_longer() -> None:
+    class Expires(Pairs):
+        def reset(self, **settings: Any):
+            self.time = 0
+            return super().reset(**settings)
+
+        def step(self, action: Any):
+            assert self.time < 9
+            self.time += 1
+            return super().step(action)
+
+    assert len(demonstrate(Expires, lambda obs: np.array([0, 0]), 2, horizon=9)) > 9
+
+
 def test_the_horizon_of_an_environment_of_demonstrations_is_not_guessed(demos: Demos) -> None:
     with pytest.raises(UsageError, match="horizon=0"):
         make_vec_env(demos, 2, horizon=0)
@@ -497,3 +511,34 @@ def test_a_record_that_cannot_be_played_again_is_good_for_imitation_only() -> No
 def test_a_dataset_that_is_not_here_is_named() -> None:
     with pytest.raises(DataError, match="minari download headstart/none-v0"):
         from_minari("headstart/none-v0")
+
+
+@pytest.mark.parametrize("wrong", ["t/cart-v0", "cart", "headstart/cart", ""])
+def test_what_is_no_id_is_refused_before_anything_is_written(wrong: str, demos: Demos, tmp_path: Path) -> None:
+    for use in (lambda: to_minari(demos, wrong, **ABOUT), lambda: from_minari(wrong, Reach)):
+        with pytest.raises(UsageError, match=rf"{wrong}: is no id of a Minari dataset\. Give a namespace"):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_others_have_left_half_written_is_in_nobodys_way(demos: Demos, tmp_path: Path) -> None:
+    for left in ("t/cart-v0", "headstart/half-v0"):
+        (tmp_path / left / "data").mkdir(parents=True)
+    with pytest.raises(
+        UsageError, match=rf"is there already\. Give another id, or delete {tmp_path}/headstart/half-v0"
+    ):
+        to_minari(demos, "headstart/half-v0", **ABOUT)
+    with pytest.raises(DataError, match=rf"half-v0: cannot be read: No data.*Delete {tmp_path}/headstart/half-v0, and"):
+        from_minari("headstart/half-v0", Reach)
+    to_minari(demos, "headstart/whole-v0", **ABOUT)
+    assert len(from_minari("headstart/whole-v0", Reach)) == len(demos)
+
+
+def test_records_that_are_longer_than_the_horizon_are_refused(demos: Demos) -> None:
+    to_minari(demos, "headstart/long-v0", **ABOUT)
+    most = int(demos.length.max())
+    long = int(demos.length.argmax())
+    why = rf"long-v0: demonstration {long} has {most} steps, more than horizon={most - 1}\. Give horizon={most},"
+    with pytest.raises(DataError, match=why):
+        from_minari("headstart/long-v0", Reach, horizon=most - 1)
+    assert from_minari("headstart/long-v0", Reach, horizon=most).horizon == most

@@ -62,6 +62,8 @@ def test_what_makes_no_environment_is_refused() -> None:
         make(lambda: "CartPole-v1")  # type: ignore[arg-type,return-value]
     with pytest.raises(EnvironmentFailed, match=r"make_env\(\) raised ZeroDivisionError"):
         make(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    with pytest.raises(EnvironmentFailed, match=r"^mine:env raised ZeroDivisionError"):
+        make_new(lambda: 1 / 0, "mine:env")  # type: ignore[arg-type,return-value]
 
 
 def test_one_environment_for_all_episodes_is_refused() -> None:

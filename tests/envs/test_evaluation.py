@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 from actors import decided, repeats
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from headstart.envs import engine
 from headstart.envs.banks import bank, import_seeds
@@ -195,6 +196,22 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
             evaluate(levels, decided, **settings)
 
 
+def test_what_is_no_action_is_refused_and_not_cut_off() -> None:
+    grid = import_seeds(DOOR_KEY, range(3))
+    task = demonstrate(cart, lambda obs: int(obs[0] < 1), 1, horizon=3, mode="deepcopy").task
+    assert task is not None
+    wrong: Any
+    for wrong, told in (
+        (np.full(3, 1.9), r"float64\(3,\)"),
+        (np.full(3, True), r"bool\(3,\)"),
+        (np.zeros((3, 1), np.int64), r"int64\(3, 1\)"),
+        (2, r"int64\(\)"),
+    ):
+        for levels in (grid, task.levels("test", 3)):
+            with pytest.raises(UsageError, match=rf"{levels.env_id}: actions are {told}, give integers of shape \(3"):
+                evaluate(levels, lambda obs, rng, wrong=wrong: wrong, history=1, horizon=5)
+
+
 def test_what_is_no_levels_is_told_which_to_give(demos: Demos) -> None:
     own: Any = demonstrate(cart, lambda obs: int(obs[0] < 1), 1, horizon=3, mode="deepcopy")
     of_door_key = rf'Give bank\("{DOOR_KEY}", "test", 1000\)'
@@ -207,3 +224,14 @@ def test_what_is_no_levels_is_told_which_to_give(demos: Demos) -> None:
     ):
         with pytest.raises(UsageError, match=told):
             evaluate(wrong, decided, history=2)
+
+
+def test_no_environment_is_copied_while_all_of_them_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By replay, a copy takes as many steps as its episode has had."""
+    demos = demonstrate(cart, lambda obs: int(obs[0] < 1), 1, horizon=5, mode="replay")
+    assert demos.task is not None
+    levels, steps, step = demos.task.levels("test", 3), [], CartPoleEnv.step
+    monkeypatch.setattr(CartPoleEnv, "step", lambda self, action: (steps.append(action), step(self, action))[1])
+    _, length = evaluate(levels, uniform_actor(2), history=0)
+    assert length.tolist() == [5, 5, 5]
+    assert len(steps) == 15

@@ -62,6 +62,12 @@ class Walk(gymnasium.Env):
         return 1.0
 
 
+class Expires(Walk):
+    def step(self, action: Any):
+        assert self.time < 7
+        return super().step(action)
+
+
 class Counted(Walk):
     steps = 0
 
@@ -195,6 +201,15 @@ def test_replay_is_the_last_resort_where_not_all_modes_are_asked_for():
     assert set(report.branches_per_second) == {"deepcopy", "pickle"}
     assert 1000 < steps[1] < 0.6 * steps[0]
     assert choose_fork_mode(Handle, all_modes=False).mode == "replay"
+
+
+def test_no_episode_is_played_for_longer_than_it_will_be_used():
+    """Copies and their copies neither."""
+    report = choose_fork_mode(Expires, limit=7)
+    assert set(report.branches_per_second) == set(MODES)
+    assert report.steps == 7 * report.episodes
+    with pytest.raises(EnvironmentFailed, match="step 7 after"):
+        choose_fork_mode(Expires, limit=8)
 
 
 @pytest.mark.parametrize(("env", "generator"), [(GlobalNumpy, "np.random"), (GlobalRandom, "random")])

@@ -1,15 +1,21 @@
 """Levels: rows that lose nothing, hashes that know a level, refusals by name."""
 
 import contextlib
+import inspect
 import io
+from enum import IntEnum
+from functools import partialmethod
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.wrappers import RecordEpisodeStatistics
+from minigrid.core.actions import Actions
+from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Door
 from minigrid.envs.babyai.core import verifier
+from minigrid.envs.babyai.goto import GoToLocal
 from minigrid.envs.doorkey import DoorKeyEnv
 from minigrid.envs.dynamicobstacles import DynamicObstaclesEnv
 from minigrid.envs.empty import EmptyEnv
@@ -126,16 +132,6 @@ class OwnStep(DoorKeyEnv):
         return super().step(action)
 
 
-class OwnReward(DoorKeyEnv):
-    def _reward(self):
-        return 1.0
-
-
-class OwnView(EmptyEnv):
-    def gen_obs_grid(self, agent_view_size=None):
-        return super().gen_obs_grid(agent_view_size)
-
-
 class OwnLevels(DoorKeyEnv):
     def _gen_grid(self, width, height):
         super()._gen_grid(width, height)
@@ -160,11 +156,47 @@ def started(env: gymnasium.Env) -> gymnasium.Env:
 def test_what_changes_the_rules_is_refused_by_name() -> None:
     refused(started(gymnasium.make("CartPole-v1")), "CartPole-v1: .*CartPoleEnv is not a MiniGrid")
     refused(started(OwnStep()), r"OwnStep: .*step\(\) of its own")
-    refused(started(OwnReward()), "OwnReward overrides MiniGridEnv._reward")
-    refused(started(OwnView()), "OwnView overrides MiniGridEnv.gen_obs_grid")
     refused(make(DOOR_KEY, agent_view_size=5), f"{DOOR_KEY}: .*view is 5 cells wide")
     refused(make(DOOR_KEY, max_episode_steps=10), "wrapper TimeLimit")
     refused(ImgObsWrapper(make(DOOR_KEY)), "wrapper ImgObsWrapper")
+
+
+CALLED = ("_reward", "_rand_int", "place_obj", "front_pos", "dir_vec", "gen_obs", "gen_obs_grid", "get_view_exts")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [*((EmptyEnv, method) for method in CALLED), (GoToLocal, "update_objs_poss")]
+)
+def test_what_a_step_calls_is_not_to_be_overridden(kind: Any, method: str) -> None:
+    """Even where the same is done: by a class, or for one environment alone."""
+    inherited, refusal = inspect.getattr_static(kind, method), rf"overrides (MiniGridEnv|RoomGridLevel)\.{method}\. "
+    own = property(inherited.fget) if isinstance(inherited, property) else partialmethod(inherited)
+    refused(started(type("Own", (kind,), {method: own})()), f"Own {refusal}")
+    if not isinstance(inherited, property):
+        patched = started(kind())
+        setattr(patched, method, getattr(patched, method))
+        refused(patched, refusal)
+
+
+def test_what_the_engine_counts_on_is_looked_at() -> None:
+    env: Any = make(DOOR_KEY)
+    env.unwrapped.actions = IntEnum("Actions", [action.name for action in Actions])
+    refused(env, "actions of its own")
+    for limit in (0, 2**31):
+        env = make(DOOR_KEY)
+        env.unwrapped.max_steps = limit
+        refused(env, f"max_steps is {limit}")
+    env = make(DOOR_KEY)
+    env.unwrapped.max_steps = 2**31 - 1
+    levels.import_level(env)
+    env = make("MiniGrid-Dynamic-Obstacles-6x6-v0")
+    env.unwrapped.action_space = gymnasium.spaces.Discrete(7)
+    refused(env, "it has 7 actions")
+    env = make(DOOR_KEY)
+    env.unwrapped.grid = type("OwnGrid", (Grid,), {})(8, 8)
+    refused(env, "not a minigrid Grid")
+    refused(started(EmptyEnv(size=engine.NOWHERE)), "not a minigrid Grid")
+    levels.import_level(started(EmptyEnv(size=engine.NOWHERE - 1)))
 
 
 def test_a_patched_environment_is_refused() -> None:
@@ -196,6 +228,9 @@ def test_an_unknown_instruction_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     env.unwrapped.instrs.desc = verifier.ObjDesc(None, "grey")
     env.unwrapped.instrs.reset_verifier(env.unwrapped)
     refused(env, "speaks of a wall")
+    env = make("BabyAI-GoToLocal-v0")
+    env.unwrapped.instrs.desc.__class__ = type("Somewhere", (verifier.ObjDesc,), {})
+    refused(env, "its description Somewhere is unknown")
     monkeypatch.setattr(verifier, "use_done_actions", "1")
     refused(make("BabyAI-GoToLocal-v0"), "BABYAI_DONE_ACTIONS")
 

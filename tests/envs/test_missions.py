@@ -72,7 +72,7 @@ def test_unknown_words_are_named():
 
 
 def test_a_mission_that_does_not_fit_is_refused():
-    with pytest.raises(DataError, match=r"5 words, and only 4 fit"):
+    with pytest.raises(DataError, match=r"5 words, and only 4 fit\. Give mission_length=5, or"):
         encode("go to the red ball", 4)
 
 

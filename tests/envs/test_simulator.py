@@ -386,3 +386,15 @@ def test_a_far_horizon_costs_no_memory_until_it_is_met(monkeypatch: pytest.Monke
         remembered.append([*episodes.taken(), *early.taken(), episodes.revisit, early.revisit, early.t])
     for small, large in zip(*remembered, strict=True):
         np.testing.assert_array_equal(small, large)
+
+
+def test_a_fork_has_room_for_what_its_episodes_have_done_and_little_more() -> None:
+    """Every branch is a fork: as wide as a far horizon, they would be gigabytes."""
+    episodes = Simulator(Line(8), history=1, horizon=4000)  # type: ignore[arg-type]
+    episodes.make_room(4000)
+    assert episodes.fork()._seen.nbytes < 8 * 8 * 20
+    for action in np.random.default_rng(0).integers(3, size=(30, 8)):
+        episodes.step(action)
+    some = episodes.fork(np.array([2, 5]))
+    assert 30 < some._taken.shape[1] < 100
+    np.testing.assert_equal(some.taken(), [episodes.taken()[2], episodes.taken()[5]])

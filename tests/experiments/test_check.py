@@ -8,10 +8,13 @@ import gymnasium
 import pytest
 
 from headstart.envs.errors import Diverged, EnvironmentFailed, UsageError
+from headstart.experiments import check as check_module
+from headstart.experiments import cli
 from headstart.experiments.check import check, load_target
 
 USER_MODULE = """
 import random
+import time
 import gymnasium
 import minigrid.envs
 import numpy as np
@@ -52,11 +55,43 @@ class Lies(gymnasium.Wrapper):
 class Nan(Lies):
     shown = np.full(4, np.nan, np.float32)
 
+class Ends(gymnasium.Wrapper):
+    # its first episode is over after two steps
+
+    def reset(self, *, seed=None, options=None):
+        self.left = 9 if seed else 2
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.left -= 1
+        obs, reward, _, *rest = self.env.step(action)
+        return obs, reward, self.left == 0, *rest
+
+class Expires(Lies):
+    def step(self, action):
+        assert self.steps < 30
+        self.steps += 1
+        return self.env.step(action)
+
+class Slow(gymnasium.Wrapper):
+    def step(self, action):
+        time.sleep(0.005)
+        return self.env.step(action)
+
 def make_lies():
     return Lies(gymnasium.make("CartPole-v1"))
 
 def make_nan():
     return Nan(gymnasium.make("CartPole-v1"))
+
+def make_later_nan():
+    return Ends(Nan(gymnasium.make("CartPole-v1")))
+
+def make_expires():
+    return Expires(gymnasium.make("Pendulum-v1").unwrapped)
+
+def make_slow():
+    return Slow(gymnasium.make("Pendulum-v1").unwrapped)
 
 one = gymnasium.make("CartPole-v1")
 
@@ -71,6 +106,9 @@ def make_short():
 
 def broken():
     return 1 / 0
+
+def nothing():
+    pass
 
 settings = {}
 """
@@ -93,7 +131,8 @@ def test_a_good_environment(capsys):
     assert report.startswith("CartPole-v1\n  observations  Box(")
     assert "frames of 16 bytes" in report
     assert "Discrete(2): 2 branches from every state" in report
-    assert "random actions: all that was shown can be read" in report
+    assert "episodes      20 of random actions, " in report
+    assert " steps: all that was shown can be read" in report
     assert "step limit    500" in report
     assert "engine        no, it is for MiniGrid and BabyAI" in report
     assert "repeats       yes" in report
@@ -141,12 +180,13 @@ def test_what_the_engine_runs_and_nobody_here_solves(capsys):
     [
         ("make_lies", EnvironmentFailed, "seed 0, step 5 after the actions"),
         ("make_nan", Diverged, "an observation is not finite in the episode of seed 0, step 5"),
+        ("make_later_nan", Diverged, "an observation is not finite in the episode of seed 1, step 5"),
     ],
 )
-def test_what_an_environment_shows_is_read_to_the_end_of_an_episode(user_module, capsys, make_env, error, why):
+def test_what_an_environment_shows_is_read_to_the_end_of_several_episodes(user_module, capsys, make_env, error, why):
     assert check(f"{user_module}:{make_env}") == error.exit_code
     report = capsys.readouterr().out
-    assert why in report.split("episode       cannot be used. ")[1]
+    assert why in report.split("episodes      cannot be used. ")[1]
     assert "next" not in report
 
 
@@ -160,6 +200,29 @@ def test_where_there_is_no_step_limit_one_has_to_be_given(user_module, capsys):
     report = capsys.readouterr().out
     assert "step limit    none that can be read: give horizon" in report
     assert ", horizon=200)" in report.split("next")[1]
+
+
+def test_an_environment_that_lasts_as_long_as_the_horizon(user_module, capsys):
+    target = f"{user_module}:make_expires"
+    assert check(target) == EnvironmentFailed.exit_code
+    capsys.readouterr()
+    assert cli.main(["check", target, "--horizon", "30"]) == 0
+    report = capsys.readouterr().out
+    assert "episodes      20 of random actions, 600 steps" in report
+    assert "step limit    30" in report
+    assert ", horizon=30)" in report.split("next")[1]
+    with pytest.raises(UsageError, match=r"make_expires: horizon=0\. Give at least 1"):
+        check(target, 0)
+
+
+def test_of_a_slow_environment_less_is_tried_and_that_is_said(user_module, capsys, monkeypatch):
+    monkeypatch.setattr(check_module, "PATIENCE", 0.5)
+    assert check(f"{user_module}:make_slow") == 0
+    report = capsys.readouterr().out
+    assert "episodes      1 of random actions, " in report
+    assert "yes: 2 episodes of random actions, 20 steps, played twice" in report
+    assert "that was exact from 4 states" in report
+    assert "replay    not tried" in report
 
 
 def test_an_environment_that_cannot_be_forked(user_module, capsys):
@@ -197,8 +260,11 @@ def test_spaces_that_do_not_fit(user_module, capsys):
         (":make_env", UsageError, "'' is not the name of a module"),
         ("no_such_module:Maze-v0", UsageError, "there is no module no_such_module"),
         ("{}_needs:make_env", EnvironmentFailed, "needs a_module_that_is_missing: install it"),
-        ("{}:broken", EnvironmentFailed, r"make_env\(\) raised ZeroDivisionError"),
+        ("{}:broken", EnvironmentFailed, r"^my_envs_.*:broken raised ZeroDivisionError"),
+        ("{}:nothing", UsageError, r"^my_envs_.*:nothing returned a NoneType, not a gymnasium\.Env"),
+        ("{}:make_one", UsageError, r"my_envs_.*:make_one returns the same environment each time"),
         ("CartPoel-v1", UsageError, "Environment `CartPoel` doesn't exist.*Give an id"),
+        ("CartPole", UsageError, r"No registered env with id: CartPole\. Give an id"),
     ],
 )
 def test_bad_targets(user_module, capsys, target, error, message):
