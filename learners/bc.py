@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.envs.errors import DataError
+from headstart.envs.errors import DataError, UsageError
 from headstart.envs.mirror import mirror_action, mirror_branches, with_mirror_image
 from headstart.envs.transitions import Branches, Demos
 from headstart.learners.learner import Fitted, Lessons, Log, Practice, accept, check_settings, given, silent
@@ -62,6 +62,11 @@ class BCConfig:
     def __post_init__(self) -> None:
         shares = dict.fromkeys(("label_smoothing", "hidden_past", "hidden_actions", "held_out"), (0, 1))
         check_settings(self, batch_size=(1, inf), **shares)
+        if self.hidden_past + self.hidden_actions > 1:
+            raise UsageError(
+                f"BCConfig: hidden_past={self.hidden_past} and hidden_actions={self.hidden_actions} are of different "
+                "samples, and more than all together. Choose shares that make 1 at most."
+            )
 
     @property
     def total_updates(self) -> int:

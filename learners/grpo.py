@@ -117,7 +117,8 @@ class GRPO:
             attempts = self.attempt(*self.states())
             self.num_timesteps += attempts.env_steps
             returns = attempts.returns
-            metrics = self.update(attempts) if len(attempts) else {}
+            with self.anchor.remembering(Memo()):  # of this update alone, so that one who resumes has the same
+                metrics = self.update(attempts) if len(attempts) else {}
             metrics["grpo/return"] = float(returns.mean())
             metrics["grpo/groups_that_differ"] = float((group_advantage(returns) != 0).any(axis=1).mean())
             self.log(self.num_timesteps, metrics)

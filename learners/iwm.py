@@ -56,6 +56,8 @@ class IWMConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, horizon=(1, inf), batch_size=(2, inf))
+        if self.mode not in ("two_stage", "joint"):
+            raise UsageError(f"IWMConfig: mode={self.mode!r}. Choose 'two_stage' or 'joint'.")
 
     @property
     def total_updates(self) -> int:
@@ -91,8 +93,6 @@ class IWM:
             raise UsageError("IWM learns from branches: pass fit(demos, branches), from envs.branch(demos).")
         accept(self.policy, demos, branches, practise)
         c = self.config
-        if c.mode not in ("two_stage", "joint"):
-            raise UsageError(f"IWMConfig.mode={c.mode!r}: choose 'two_stage' or 'joint'.")
         if c.mode == "joint":
             metrics, before, beside = {}, 0, self._beside(branches)
         else:

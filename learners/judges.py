@@ -15,6 +15,7 @@ L_C is needed because experts never do the wrong thing: a judge of their states 
 Several judges that differ in their first weights, and in what they see when, are read as one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
@@ -128,7 +129,7 @@ class Judges:
             judge.train()
             metrics = train(
                 Stage(
-                    "reflect (judge)",
+                    "reflect (judge)" if ends is None else "reflect (judge, contexts)",  # other batches: see stack.py
                     [judge],
                     [*judge.parameters()],
                     draw,
@@ -157,14 +158,25 @@ class Judges:
         obs, policy, n = shown.obs, self.policy, len(shown.action)
         each = torch.arange(n, device=shown.action.device)
         swapped = swap_context(obs, each.roll(-1), policy.recent)
-        read = zip(policy.read(obs), policy.read(swapped), strict=True)
-        differ = torch.stack([(mine != theirs).flatten(1).any(1) for mine, theirs in read]).any(0)  # (B,)
+
+        def differ(read: Callable[[dict[str, Tensor]], tuple[Tensor, ...]]) -> Tensor:
+            """(B,) whether what is read is another in the other context."""
+            parts = zip(read(obs), read(swapped), strict=True)
+            return torch.stack([(mine != theirs).flatten(1).any(1) for mine, theirs in parts]).any(0)
+
         outcome = [x[each, shown.action].unsqueeze(1) for x in (shown.future, shown.signs)]
         both = {name: torch.cat([obs[name], swapped[name]]) for name in obs}
         own, others = judge(both, *(torch.cat([x, x]) for x in outcome)).flatten().chunk(2)
-        loss = (F.softplus(others - own) * differ).mean()
-        accuracy = ((own > others) & differ).sum() / differ.sum().clamp(min=1)
+        # Pairs that networks cannot tell apart stay in the loss, where they add nothing but dropout's noise.
+        loss = (F.softplus(others - own) * differ(policy.read)).mean()
+        known = differ(self._context)
+        accuracy = ((own > others) & known).sum() / known.sum().clamp(min=1)
         return loss, {"reflect/context_loss": loss.detach(), "reflect/context_accuracy": accuracy}
+
+    def _context(self, obs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What networks know of past and mission: they mask frames from before the episode, or of a hidden past."""
+        view, action, mission = self.policy.read(obs)
+        return view[:, :-1].masked_fill((action == self.policy.n_actions).unsqueeze(2), 0), action, mission
 
     def _contexts_differ(self, obs: Obs) -> bool:
         """Whether anything is known that cannot be seen."""

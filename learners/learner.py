@@ -1,6 +1,5 @@
 """What a learner is: something that fits a policy to demonstrations and futures, without reward."""
 
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from math import inf
 from numbers import Integral, Real
@@ -13,17 +12,11 @@ from headstart.envs.errors import DataError, UsageError
 from headstart.envs.simulator import Obs, Simulator
 from headstart.envs.transitions import Branches, Demos
 from headstart.models.policy import HeadstartPolicy
+from headstart.models.training import Log, silent
 
 __all__ = ["Fitted", "Learner", "Lessons", "Log", "Practice", "accept", "check_settings", "given", "silent"]
 
 Config = TypeVar("Config")
-
-Log = Callable[[int, dict[str, float]], None]
-"""Called with the number of updates so far and the metrics of the last one."""
-
-
-def silent(update: int, metrics: dict[str, float]) -> None:
-    """Keep no metrics."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +126,7 @@ def accept(
     if branches is not None:
         _accept_branches(policy, demos, branches)
     if practise is not None:
-        _accept_practice(policy, demos, practise)
+        _accept_practice(demos, practise)
 
 
 def _accept_branches(policy: HeadstartPolicy, demos: Demos, branches: Branches) -> None:
@@ -153,7 +146,7 @@ def _accept_branches(policy: HeadstartPolicy, demos: Demos, branches: Branches) 
             )
 
 
-def _accept_practice(policy: HeadstartPolicy, demos: Demos, practise: Practice) -> None:
+def _accept_practice(demos: Demos, practise: Practice) -> None:
     name = demos.env_id
     if not hasattr(practise, "fresh"):
         raise UsageError(

@@ -13,7 +13,7 @@ A warm-started policy meets a critic that knows nothing; its noise alone undoes 
 
     6. warm-up        when the actor starts, the learning rate of trunk and actor grows from zero, over N updates
     7. slow trunk     a smaller learning rate for the layers that actor and critic share
-    8. auxiliary      the arm's own world-model loss goes on, on what the agent itself sees (arXiv 2605.24517)
+    8. auxiliary      a world-model loss, of a head that may be fresh, on what the agent itself sees (arXiv 2605.24517)
     9. rehearsal      cross-entropy on what was to be done in some states, its weight decaying: on the demonstrations
                       (DAPG, arXiv 1709.10087), or on the labels that judges have given
 
@@ -213,7 +213,7 @@ class PPO(StablePPO):
             numbers = as_tensors({"target": target, "weight": weight}, self.device)
             self._lessons = as_tensors(obs, self.device), numbers["target"], numbers["weight"]
         ready = super()._setup_learn(*args, **kwargs)
-        self._fading = self._fading or self._total_timesteps
+        self._fading = self._fading or self._total_timesteps - self.num_timesteps  # steps before are in the total
         return ready
 
     def _excluded_save_params(self) -> list[str]:

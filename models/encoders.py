@@ -66,6 +66,8 @@ def row_keys(rows: Tensor) -> Tensor:
     It is a 64-bit sum of random odd multiples: sorting or looking up one number a row is much cheaper than comparing
     rows, and the chance that two of a million share a number is about 1e-7.
     """
+    if rows.is_cpu and rows.numel() > 2**20 and len(rows) > 1:  # as int64, all at once would not fit into a cache
+        return torch.cat([row_keys(part) for part in rows.split(max(1, 2**15 // rows.shape[1]))])
     return (rows.long() * _odd_numbers(rows.shape[1], rows.device)).sum(1)
 
 

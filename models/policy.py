@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from headstart.envs.errors import UsageError
+from headstart.envs.errors import Diverged, UsageError
 from headstart.envs.spaces import GRID, Choices, Layout
 from headstart.models.encoders import Memo, MissionEncoder, Tables, distinct_rows, frame_encoder
 from headstart.models.history import HistoryAttention, Recall
@@ -34,8 +34,14 @@ def as_tensors(obs: dict[str, NDArray], device: torch.device | str) -> dict[str,
 
 
 def draw(p: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """An action (N,) from each row of probabilities (N, A)."""
-    above = p.cumsum(axis=1) > rng.random((len(p), 1))
+    """An action (N,) from each row of probabilities (N, A). Raises Diverged if they are no numbers."""
+    total = p.cumsum(axis=1)
+    if not np.isfinite(total[:, -1]).all():
+        raise Diverged(
+            "probabilities of actions are no numbers, because weights of the policy are not. Train it with a lower "
+            "learning rate."
+        )
+    above = total > rng.random((len(p), 1))
     above[:, -1] = True  # the sum may end a rounding error below one
     return above.argmax(axis=1)
 
@@ -281,7 +287,9 @@ class HeadstartPolicy(MultiInputActorCriticPolicy):
     def actor(
         self, *, greedy: bool = False, temperature: float = 1.0
     ) -> Callable[[dict[str, NDArray], np.random.Generator], NDArray[np.int64]]:
-        """How the policy acts in a simulator: the likeliest action, or one drawn at a temperature."""
+        """How the policy acts in a simulator: the likeliest action, or one drawn at a temperature above 0."""
+        if not temperature > 0:
+            raise UsageError(f"temperature={temperature}. Choose more than 0; for the likeliest action, greedy=True.")
         memo = Memo()
 
         def act(obs: dict[str, NDArray], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from tqdm import trange
 
 from headstart.envs.errors import Diverged
 
-__all__ = ["EVERY", "Descent", "Loss", "Metrics", "Stage", "as_numbers", "seeded", "train"]
+__all__ = ["EVERY", "Descent", "Log", "Loss", "Metrics", "Stage", "as_numbers", "seeded", "silent", "train"]
 
 EVERY = 50  # updates between two calls of a stage's log
 
@@ -28,9 +28,12 @@ Metrics = dict[str, Tensor]
 
 Loss = Callable[..., tuple[Tensor, Metrics]]
 
+Log = Callable[[int, dict[str, float]], None]
+"""Called with the number of updates so far and the metrics of the last one."""
 
-def _unread(update: int, metrics: dict[str, float]) -> None:
-    """Nobody reads the metrics."""
+
+def silent(update: int, metrics: dict[str, float]) -> None:
+    """Keep no metrics."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Stage:
     """AdamW's, decoupled."""
     seed: int = 0
     """Of dropout."""
-    log: Callable[[int, dict[str, float]], None] = _unread
-    """Called with the number of updates so far and the last metrics, every 50 updates."""
+    log: Log = silent
+    """Called every 50 updates."""
 
 
 def train(stage: Stage) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from headstart.envs import engine
 from headstart.envs.collect import branch, collect_demos
 from headstart.envs.datasets import demonstrate
-from headstart.envs.errors import DataError, Diverged
+from headstart.envs.errors import DataError, Diverged, UsageError
 from headstart.envs.mirror import mirror_obs
 from headstart.envs.simulator import Obs
 from headstart.envs.transitions import Demos
@@ -232,6 +232,12 @@ def test_pasts_are_hidden_while_it_learns(
     assert (shown == 7).all(1).any()
     assert (shown == 8).any() == (actions > 0)
     assert ((many.obs["actions"] < 7).any(1)).any()  # there was something to hide
+
+
+def test_more_samples_than_there_are_cannot_be_hidden() -> None:
+    with pytest.raises(UsageError, match=r"hidden_past=0.7 and hidden_actions=0.4 .* make 1 at most"):
+        BCConfig(hidden_past=0.7, hidden_actions=0.4)
+    assert BCConfig(hidden_past=0.7, hidden_actions=0.3).hidden_actions == 0.3  # all of them can
 
 
 def test_trunk_and_actor_are_fitted_and_the_critic_is_not(demos: Demos, env: HeadstartVecEnv) -> None:

@@ -107,6 +107,21 @@ def test_losses_worked_by_hand(policy: HeadstartPolicy, env: HeadstartVecEnv) ->
     assert loss.item() == pytest.approx(-gain + 0.5 * kl - 0.1 * entropy, rel=1e-4)
 
 
+def test_in_an_update_the_anchor_encodes_each_view_once(
+    policy: HeadstartPolicy, env: HeadstartVecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grpo, kept, encoded = GRPO(policy, env, GRPOConfig(group=4, epochs=3, batch_size=16)), [], []
+    view, update = grpo.anchor.features_extractor.view, grpo.update
+    encode = view.forward  # type: ignore[union-attr]
+    monkeypatch.setattr(view, "forward", lambda frame: (encoded.extend(frame.tolist()), encode(frame))[1])
+    monkeypatch.setattr(grpo, "update", lambda attempts: (kept.append(attempts), update(attempts))[1])
+    for _ in range(2):  # and in the next one again: whoever goes on from there has no more
+        kept.clear(), encoded.clear()
+        grpo.learn(grpo.num_timesteps + 1)
+        seen = np.unique(kept[0].obs["frames"][:, -1, :49], axis=0)  # without memory, and all of one mission
+        assert len(encoded) == len(seen) > 16
+
+
 def test_the_anchor_and_the_critic_are_left_alone(policy: HeadstartPolicy, env: HeadstartVecEnv) -> None:
     critic = [parameter.detach().clone() for parameter in policy.critic_parameters()]
     before = {name: value.clone() for name, value in policy.weights().items()}
@@ -169,6 +184,6 @@ def test_it_gets_better(policy: HeadstartPolicy, env: HeadstartVecEnv, cache: Pa
         return float(evaluate(unseen, policy.actor(), history=HISTORY, horizon=HORIZON, rng=rng)[0].mean())
 
     before = success()
-    GRPO(policy, env, GRPOConfig(states=8, learning_rate=1e-3)).learn(25_000)
+    GRPO(policy, env, GRPOConfig(states=8, learning_rate=1e-3)).learn(40_000)  # with 25,000, two seeds in ten did not
     assert before < 0.6
     assert success() > before + 0.2

@@ -219,9 +219,9 @@ def test_jointly_it_predicts_while_it_imitates(env: HeadstartVecEnv, demos: Demo
     assert not all(torch.equal(policies[1.0][name], value) for name, value in weights(alone).items())
 
 
-def test_another_mode_is_refused(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
+def test_another_mode_is_refused() -> None:
     with pytest.raises(UsageError, match="mode='both'"):
-        IWM(fresh_policy(env), dataclasses.replace(SMALL, mode="both")).fit(demos, branches)  # type: ignore[arg-type]
+        IWMConfig(mode="both")  # type: ignore[arg-type]
 
 
 def test_foreseen_frames_are_the_likeliest_cells(env: HeadstartVecEnv, branches: Branches) -> None:

@@ -17,6 +17,7 @@ from headstart.envs.transitions import Branches, Demos
 from headstart.envs.vector import HeadstartVecEnv, make_vec_env
 from headstart.learners import BCConfig, JudgeConfig
 from headstart.learners.judges import Judges, Shown
+from headstart.models import policy
 from headstart.models.policy import as_tensors
 
 ENV_ID = "MiniGrid-DoorKey-5x5-v0"
@@ -96,6 +97,26 @@ def test_context_loss_worked_by_hand(env: HeadstartVecEnv) -> None:
         "reflect/context_loss": pytest.approx(float(loss)),
         "reflect/context_accuracy": pytest.approx(1 / 3),
     }
+
+
+def test_contexts_that_networks_cannot_tell_apart_are_not_counted(
+    env: HeadstartVecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three outcomes whose older frames differ; the first two are masked, and so the first context is the second."""
+    monkeypatch.setattr(policy, "RECENT", 1)
+    scores = torch.log(torch.tensor([[1.0, 0.0, 9.0], [3.0, 0.0, 1.0], [5.0, 0.0, 2.0]]))
+
+    def judge(obs: dict[str, Tensor], future: Tensor, signs: Tensor) -> Tensor:
+        older = obs["frames"][:, 0, 0].long() * (obs["actions"][:, 0] != 7)
+        return scores[future[:, 0, 0].long(), older].unsqueeze(1)
+
+    frame = torch.arange(3, dtype=torch.uint8)[:, None].expand(3, 50)
+    taken = torch.tensor([[7, 0], [7, 0], [4, 0]], dtype=torch.uint8)
+    obs = {"frames": frame[:, None].expand(3, 3, 50), "actions": taken, "mission": torch.zeros(3, 13).byte()}
+    future, signs = frame[:, None], torch.zeros(3, 1, 1, dtype=torch.bool)
+    shown = Shown(obs, future, signs, torch.zeros(3, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool))
+    _, metrics = new(env).context_loss(judge, shown)  # type: ignore[arg-type]
+    assert metrics["reflect/context_accuracy"] == 1 / 2  # of the second and the third
 
 
 # ---- what they learn ----

@@ -208,7 +208,10 @@ def test_what_has_been_let_go_stays_let_go(made: Callable[..., PPO], reset: bool
     assert weight == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0, 0.0])
 
 
-def test_what_learned_before_it_was_fitted_has_all_cures_from_then_on(made: Callable[..., PPO], demos: Demos) -> None:
+@pytest.mark.parametrize("reset", [True, False])
+def test_what_learned_before_it_was_fitted_has_all_cures_from_then_on(
+    made: Callable[..., PPO], demos: Demos, reset: bool
+) -> None:
     model, said = made(warm=False, critic_updates=1, kl_coef=0.8, kl_decay=1.0), []
     train = model.train
 
@@ -219,7 +222,7 @@ def test_what_learned_before_it_was_fitted_has_all_cures_from_then_on(made: Call
     model.train = watched  # type: ignore[method-assign]
     model.learn(3 * ROLLOUT)
     BC(model.policy, BCConfig(updates=2)).fit(demos)
-    model.learn(3 * ROLLOUT)
+    model.learn(3 * ROLLOUT, reset_num_timesteps=reset)
     assert said == [[0, 0.0]] * 3 + [[1, 0.8], [0, 0.8], [0, pytest.approx(0.8 * 2 / 3)]]
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headstart.envs import engine
 from headstart.envs.banks import import_seeds
@@ -61,6 +62,29 @@ def test_distinct_rows_put_back_in_place_are_the_rows(rows: np.ndarray) -> None:
     np.testing.assert_equal(distinct[place].numpy(), rows)
     assert len(distinct) == len(np.unique(rows, axis=0))
     assert distinct.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("n", "width"), [(0, 5), (3, 0), (0, 0), (1, 2**20 + 1), (2, 2**20), (70, 18_816), (17_000, 62)]
+)
+def test_many_bytes_have_the_keys_of_each_row_by_itself(n: int, width: int) -> None:
+    """And no copy of all is made that is eight times as large: that takes several times as long."""
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, Tensor) and made.dtype is torch.int64:
+                self.elements = max(self.elements, made.numel())
+            return made
+
+    rows = torch.randint(256, (n, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    alone = [encoders.row_keys(row[None]) for row in rows]
+    with Largest() as largest:
+        keys = encoders.row_keys(rows)
+    assert torch.equal(keys, torch.cat(alone) if n else torch.zeros(0, dtype=torch.int64))
+    assert largest.elements <= max(2**15, width)
 
 
 def test_rows_that_nearly_agree_are_told_apart() -> None:

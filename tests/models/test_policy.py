@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from headstart.envs.errors import UsageError
+from headstart.envs.errors import Diverged, UsageError
 from headstart.models import encoders, policy
 from headstart.models.history import hide_past
 from headstart.models.policy import FrameHistoryExtractor, HeadstartPolicy
@@ -245,6 +245,24 @@ def test_the_greedy_actor_takes_the_likeliest_action() -> None:
     made, obs = made_policy(), observations()
     action = made.actor(greedy=True)(obs, np.random.default_rng())
     np.testing.assert_equal(action, made.probabilities(obs).argmax(1))
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+def test_a_temperature_that_cannot_be_is_refused(temperature: float) -> None:
+    with pytest.raises(UsageError, match=rf"temperature={temperature}\. .* greedy=True"):
+        made_policy().actor(temperature=temperature)
+
+
+def test_weights_that_are_no_numbers_draw_no_action() -> None:
+    """Not even in one state of many."""
+    made, obs = made_policy(), observations()
+    p = made.probabilities(obs)
+    p[5, 2] = np.nan
+    with pytest.raises(Diverged, match="probabilities of actions are no numbers"):
+        policy.draw(p, np.random.default_rng())
+    torch.nn.init.constant_(made.action_net.bias, float("nan"))
+    with pytest.raises(Diverged, match="weights of the policy are not"):
+        made.actor()(obs, np.random.default_rng())
 
 
 # ---- what is remembered from step to step ----

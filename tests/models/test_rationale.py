@@ -120,24 +120,3 @@ def test_a_rationale_depends_on_the_present_observation_only(cache: Path, branch
         for one, all_of_them in zip(alone, together, strict=True):
             torch.testing.assert_close(one[0], all_of_them[i], rtol=1e-4, atol=1e-5)
     assert list(inspect.signature(made.forward).parameters) == ["features"]
-
-
-def test_what_cannot_be_known_beforehand_is_not_predicted(cache: Path, branches: Branches) -> None:
-    """States that look alike and differ in what follows get one prediction, which is right in half of them at best."""
-    policy, made = fresh_policy(cache), head()
-    twice = {name: np.concatenate([value, value]) for name, value in branches.obs.items()}
-    rng = np.random.default_rng(0)
-    effect = rng.integers(1, len(EFFECTS), size=(2 * len(branches), 7))
-    effect[len(branches) :] = effect[: len(branches)] % (len(EFFECTS) - 1) + 1  # the other one always differs
-    obs, true = as_tensors(twice, "cpu"), torch.as_tensor(effect)
-    optimizer = torch.optim.Adam([*policy.features_extractor.parameters(), *made.parameters()], lr=5e-3)
-    metrics: dict[str, float] = {}
-    for _ in range(60):
-        loss, metrics = made.loss(policy.features(obs), true, torch.zeros(true.shape))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert metrics["rationale/change_accuracy"] <= 0.5
-    with torch.no_grad():
-        logits, _ = made(policy.features(obs))
-    torch.testing.assert_close(logits[: len(branches)], logits[len(branches) :])
