@@ -32,7 +32,7 @@ from headstart.envs import engine, storage
 from headstart.envs.engine import Rows
 from headstart.envs.errors import Busy, DataError, UsageError, check_numbers
 from headstart.envs.levels import EndlessReset, import_level, level_hash, reset_level
-from headstart.envs.processes import end_with_parent
+from headstart.envs.processes import available_cores, end_with_parent
 from headstart.envs.registry import did_you_mean
 from headstart.envs.spaces import GRID, FrameSpace
 
@@ -166,17 +166,12 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
 
 
-def _cores() -> int:
-    """Cores that this process may use, which can be fewer than the machine has; macOS does not say which."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Blocks:
     """The cached levels of one environment: block k has the seeds from k * BLOCK on, and is one file."""
 
     def __init__(self, env_id: str, cache: Path, processes: int | None) -> None:
         self.env_id = env_id
-        self.processes = processes or _cores()
+        self.processes = processes or available_cores()
         minigrid = version("minigrid")
         if env_id not in gymnasium.registry:
             advice = did_you_mean(env_id, gymnasium.registry) or "Register it, or import the module that does."

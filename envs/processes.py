@@ -1,11 +1,16 @@
-"""Processes that work for another one."""
+"""Processes that work for another one, and how many at a time."""
 
 import multiprocessing
 import os
 import threading
 from multiprocessing.connection import wait
 
-__all__ = ["end_with_parent"]
+__all__ = ["available_cores", "end_with_parent"]
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has; macOS does not say which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

@@ -27,8 +27,7 @@ from tqdm import tqdm
 
 from headstart.envs import bank, evaluate
 from headstart.envs.errors import UsageError
-from headstart.envs.processes import end_with_parent
-from headstart.experiments.doctor import available_cores
+from headstart.envs.processes import available_cores, end_with_parent
 from headstart.experiments.experiment import Experiment
 from headstart.experiments.runlog import write_rows
 from headstart.experiments.tune import LEVELS, RESULTS, SEEDS

@@ -74,8 +74,9 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
 
     ``reflect_ppo``: settings of PPO from `reflect`'s warm starts, where those of the script, which suit bc, do not.
 
-    ``bc_long`` has as many updates as ``reflect``; ``reflect_frugal`` is for where steps are dear: it learns from half
-    as many states of fewer episodes, without walks, and executes only what it does not know already. ``bc_plain`` and
+    ``bc_long`` has as many updates as ``reflect``. ``reflect_frugal`` and ``reflect_sparing`` are for where steps are
+    dear: they execute only what they do not know already, without walks, in fewer episodes; the first in half as many
+    states as ``reflect``, the second in as many. ``bc_plain`` and
     ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with a world model's loss beside
     PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no RL.
 
@@ -84,7 +85,8 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
     but the present.
     """
     reflect = reflection_around(bc)
-    frugal = dataclasses.replace(reflect, levels=32, states=1000, draws=4, walks=0, sparing=True)
+    sparing = dataclasses.replace(reflect, levels=64, walks=0, sparing=True)
+    frugal = dataclasses.replace(sparing, levels=32, states=1000, draws=4)
     ppo = reflect_ppo or {}
     named = {
         "scratch": Arm(None, memory, rl=True),
@@ -93,6 +95,7 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
         "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
         "reflect": Arm(reflect, memory, rl=True, ppo=ppo),
         "reflect_frugal": Arm(frugal, memory, rl=True, ppo=ppo),
+        "reflect_sparing": Arm(sparing, memory, rl=True, main=False, ppo=ppo),
     }
     others: dict[str, LearnerConfig] = {
         "iwm_joint": IWMConfig(bc=bc, mode="joint"),

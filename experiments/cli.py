@@ -2,10 +2,7 @@
 
 A verb is a frozen dataclass: its fields are the flags, their docstrings the help, and calling it does the job and
 returns the exit code. What takes long to import (torch, numba, gymnasium) is imported by the verb that needs it, so
-that `--help` answers at once.
-
-    0 done   1 a bug   2 usage   3 invalid data   4 environment failed   5 diverged   75 somebody else writes here
-    130 and 143 interrupted by Ctrl-C and SIGTERM   141 nobody reads the output any more
+that `--help` answers at once. What the exit codes mean is said there, in DESCRIPTION.
 """
 
 import contextlib
@@ -16,16 +13,19 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import select
 import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -45,6 +45,19 @@ __all__ = ["main", "run_script"]
 Flag = Annotated[bool, arg(help_behavior_hint="")]  # "(default: False)" tells nobody anything
 SEED_LIMIT = 2**32  # numpy's old generator, which Stable-Baselines3 seeds, takes no larger ones
 IDS = ("MiniGrid-", "BabyAI-", "Headstart-")
+OWN = re.compile(r"[\w./:-]+-v\d+|[\w.]+:\w+")  # an id of Gymnasium, or module:function
+# Names of arms_around, which takes too long to import; a test compares.
+MAIN_ARMS = ("scratch", "bc", "bc_long", "iwm", "reflect", "reflect_frugal")
+OTHER_ARMS = (
+    *("reflect_sparing", "bc_plain", "reflect_plain", "bc_auxiliary", "reflect_rehearsal"),
+    *("iwm_joint", "inverse", "preference", "star"),
+    *("noop", "random_judge", "self_label", "iwm_reflect", "reflect_rationale", "reflect_shuffled", "dagger"),
+    *("iwm_matched", "reflect_matched", "inverse_matched", "preference_matched", "star_matched", "noop_matched"),
+    *("random_judge_matched", "self_label_matched", "iwm_reflect_matched", "reflect_rationale_matched"),
+    *("reflect_shuffled_matched", "dagger_matched"),
+)
+MEMORYLESS_ARMS = ("bc_memoryless", "reflect_memoryless")
+WITHOUT_MEMORY = ("fetch",)  # environments whose policies have none that these arms could lack
 
 
 # ---- verbs ----
@@ -58,9 +71,10 @@ class Run:
     env: Annotated[Positional[str], arg(metavar="ENV")]
     """Name of the environment, as `headstart list` shows it."""
     arms: Annotated[
-        tuple[str, ...] | None, arg(metavar="ARM [ARM ...]", help_behavior_hint="(default: the main ones)")
+        tuple[str, ...] | None,
+        arg(metavar="ARM [ARM ...]", help_behavior_hint=f"(default: {' '.join(MAIN_ARMS)})"),
     ] = None
-    """Arms of the experiment to run, or all."""
+    """Arms of the experiment to run, as `headstart list` names them, or all."""
     seed: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (0,)
     """Seeds to run, each with demonstrations of its own."""
     demos: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: what the experiment says)")] = None
@@ -88,8 +102,9 @@ class Run:
         self._check()
         experiment = _experiment(self.env)  # imports torch: what is plainly wrong has been refused before
 
+        from headstart.envs.processes import available_cores
         from headstart.experiments import devices, pipeline, pool
-        from headstart.experiments.doctor import available_cores, check_writable
+        from headstart.experiments.doctor import check_writable
         from headstart.experiments.experiment import plan
 
         devices.check(self.device)
@@ -99,15 +114,14 @@ class Run:
         check_writable(directory, f"--out {self.out}")
         runs = [pipeline.Run(experiment, name, seed, self.out) for seed in seeds for name in experiment.arms]
 
-        text = [plan(experiment, seeds, processes), f"results: {directory}"]
-        finished = self._finished(experiment, runs)
-        text += [] if self.fresh else finished
+        text = [plan(experiment, seeds, processes), f"results: {directory}", *self._finished(experiment, runs)]
         if self.dry_run:
             decided = {"out": str(self.out), "seeds": seeds, "device": self.device, "processes": processes}
             print(json.dumps({**decided, "fresh": self.fresh, "experiment": _as_json(experiment)}, indent=2))
             print("", *text, "dry run: nothing was run, nothing was written", sep="\n")
             return 0
         print(*text, sep="\n", flush=True)
+        _start_resource_tracker()
         choice = devices.choose(self.device, runs, processes, fresh=self.fresh)
         print(f"device: {choice.way.device}{choice.why}", flush=True)
         if self.compile and not choice.way.together:
@@ -161,9 +175,12 @@ class Run:
         return _with_demos(dataclasses.replace(experiment, arms=arms, rl=rl), self.demos)
 
     def _finished(self, experiment: "Experiment", runs: "Sequence[ArmRun]") -> list[str]:
-        """A line about runs that will not be repeated; others that these could not share a table with are refused."""
+        """A line about runs that will not be repeated. Refused are runs that were begun with another configuration, and
+        others that these could not share a table with.
+        """
         from headstart.envs import storage
         from headstart.experiments.evidence import steps_of_rl
+        from headstart.experiments.pipeline import checked_config
 
         others = steps_of_rl(self.out / experiment.name, without=[run.directory for run in runs])
         planned = max((run.rl.steps for run in runs if experiment.arms[run.arm].rl), default=None)
@@ -173,7 +190,13 @@ class Run:
                     f"{path}: has {steps} steps of PPO, and these runs would have {planned}: they could not share a "
                     f"table. Give --rl-steps {steps}, or another --out."
                 )
-        finished = sum(storage.exists(run.directory / "summary.json") for run in runs)
+        if self.fresh:
+            return []
+        finished = 0
+        for run in runs:
+            checked_config(run)
+            names = ["summary.json"] + ["policy.safetensors"] * experiment.arms[run.arm].rl
+            finished += all(storage.exists(run.directory / name) for name in names)
         if not finished:
             return []
         return [f"{finished} of {len(runs)} runs are finished: they are checked and kept (--fresh repeats them)"]
@@ -251,15 +274,16 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """List the environments that have an experiment: what is observed, how well the expert and chance do, variants."""
+    """List the environments that have an experiment: what is observed, how well the expert and chance do, variants;
+    and the arms that can be run there.
+    """
 
     json: Flag = False
     """Print JSON."""
 
     def __call__(self) -> int:
         rows = list(ENVIRONMENTS.values())
-        facts = [{**dataclasses.asdict(row), "frames": row.history + 1, "frame_bytes": FRAME_BYTES} for row in rows]
-        print(json.dumps(facts, indent=2) if self.json else _table(rows))
+        print(json.dumps([_facts(row) for row in rows], indent=2) if self.json else f"{_table(rows)}\n\n{_arms()}")
         return 0
 
 
@@ -269,6 +293,8 @@ class Check:
 
     target: Annotated[Positional[str], arg(metavar="TARGET")]
     """module:function that makes an environment, an id that gymnasium.make knows, or a name of `headstart list`."""
+    horizon: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: to its end)")] = None
+    """Most steps of an episode that is played."""
     debug: Flag = False
     """Show the traceback of an error."""
 
@@ -276,7 +302,7 @@ class Check:
         from headstart.experiments import check
 
         row = ENVIRONMENTS.get(self.target)
-        return check.check(row.id if row else self.target)
+        return check.check(row.id if row else self.target, self.horizon)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +324,9 @@ VERBS = {"run": Run, "watch": Watch, "study": Study, "list": List, "check": Chec
 DESCRIPTION = """Warm starts for reinforcement learning: agents learn from the futures of their own actions.
 
 Start with `headstart run multi_room`; `headstart VERB --help` explains a verb, `headstart --version` names the version.
+
+Exit codes: 0 done, 1 a bug, 2 usage, 3 invalid data, 4 an environment or the installation failed, 5 diverged,
+75 somebody else writes there, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM, 141 nobody reads the output.
 """
 
 
@@ -307,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot show
         getattr(stream, "reconfigure", lambda errors: None)(errors="backslashreplace")
-    with _explained(debug="--debug" in argv) as failure, _signals_interrupt():
+    with _explained(debug="--debug" in argv, resumes=argv[:1] == ["run"]) as failure, _signals_interrupt():
         code = _obey(argv)
         print(end="", flush=True)  # here, where it can still be explained if it fails
         return code
@@ -378,6 +407,18 @@ def _signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _start_resource_tracker() -> None:
+    """Start multiprocessing's, which ignores Ctrl-C and SIGTERM, where it inherits that SIGHUP is blocked.
+
+    A terminal that is closed would end it otherwise, before the processes that tell it what they have let go.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @dataclass
 class _Failure:
     """Exit code of a command that raised."""
@@ -386,8 +427,8 @@ class _Failure:
 
 
 @contextlib.contextmanager
-def _explained(*, debug: bool) -> Iterator[_Failure]:
-    """Turn an exception into a message on stderr and an exit code."""
+def _explained(*, debug: bool, resumes: bool) -> Iterator[_Failure]:
+    """Turn an exception into a message on stderr and an exit code; ``resumes``: the same command goes on."""
     failure = _Failure()
     try:
         yield failure
@@ -395,24 +436,25 @@ def _explained(*, debug: bool) -> Iterator[_Failure]:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             failure.code = 128 + signal.SIGPIPE
             return
-        failure.code, message = _verdict(error)
+        failure.code, message = _verdict(error, resumes)
         if debug or failure.code == 1:
             traceback.print_exception(error)
         print(f"headstart: {message}", file=sys.stderr)
 
 
-def _verdict(error: BaseException) -> tuple[int, str]:
+def _verdict(error: BaseException, resumes: bool) -> tuple[int, str]:
     """Exit code, and what to tell the user."""
+    end = "; the same command goes on where it stopped." if resumes else "."
     match error:
         case HeadstartError():
             return error.exit_code, str(error)
         case KeyboardInterrupt():
-            return getattr(error, "exit_code", 130), "interrupted; the same command goes on where it stopped."
+            return getattr(error, "exit_code", 130), f"interrupted{end}"
         case OSError(filename=str() | bytes() | os.PathLike()):
             path, why = os.fsdecode(error.filename), error.strerror or str(error)
             return 2, f"{path}: {why}. Check the path, its permissions and the space on its disk."
         case OSError(errno=errno.ENOSPC):
-            return 2, "the disk is full. Free some space; the same command goes on where it stopped."
+            return 2, f"the disk is full. Free some space{end}"
         case BrokenExecutor():
             return 4, (
                 "a worker process was killed, perhaps because memory ran out. "
@@ -468,6 +510,12 @@ def _experiment(name: str) -> "Experiment":
         raise UsageError(
             f"{name} is an id, and `headstart run` takes the name of an experiment: {names}.{meant} "
             "Ids of MiniGrid and BabyAI work in Python: give yours to the snippet of the README."
+        )
+    if OWN.fullmatch(name):
+        raise UsageError(
+            f"{name} has no experiment, and `headstart run` takes the name of one: {names}. "
+            f"`headstart check {name}` says whether it can be used and how, with `demonstrate`, as in the README's "
+            "example of your own environment."
         )
     raise UsageError(_no_environment(name))
 
@@ -533,3 +581,22 @@ def _table(rows: list[Environment]) -> str:
         text += [line, f"    {row.id}: {row.stands_for}"]
         text += [f"    variant {variant.id}: {variant.differs}" for variant in row.ood]
     return "\n".join(text)
+
+
+def _facts(row: Environment) -> dict[str, Any]:
+    """What `list --json` says of an environment."""
+    other = OTHER_ARMS if row.name in WITHOUT_MEMORY else OTHER_ARMS + MEMORYLESS_ARMS
+    observed = {"frames": row.history + 1, "frame_bytes": FRAME_BYTES}
+    return {**dataclasses.asdict(row), **observed, "arms": {"main": MAIN_ARMS, "other": other}}
+
+
+def _arms() -> str:
+    """The arms by name, in lines of a terminal."""
+    text = [
+        f"main arms: {' '.join(MAIN_ARMS)}",
+        f"other arms, for --arms: {' '.join(OTHER_ARMS)}",
+        f"and where policies have a memory, which they have not in {', '.join(WITHOUT_MEMORY)}: "
+        f"{' '.join(MEMORYLESS_ARMS)}",
+        "experiments/README.md says what they are.",
+    ]
+    return "\n".join(line for part in text for line in textwrap.wrap(part, 120, subsequent_indent="    "))

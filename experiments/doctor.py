@@ -5,7 +5,7 @@
     WRONG free disk              0.1 GB at runs: free at least 1.0 GB
 
 A check is a function that returns what it found, or raises a HeadstartError that says what to do. It writes nothing
-that stays, except numba's cache of the compiled engine.
+that stays, except numba's cache of the compiled engine. The exit code is 4 where anything is WRONG.
 """
 
 import contextlib
@@ -21,8 +21,9 @@ from importlib import metadata
 from pathlib import Path
 
 from headstart.envs.errors import EnvironmentFailed, HeadstartError, UsageError
+from headstart.envs.processes import available_cores
 
-__all__ = ["available_cores", "check_writable", "doctor"]
+__all__ = ["check_writable", "doctor"]
 
 FREE_DISK = 1e9  # bytes: an experiment with ten seeds and its banks of levels
 SELF_TEST = ("MiniGrid-DoorKey-8x8-v0", "BabyAI-GoToImpUnlock-v0")  # a rule of its own, and an instruction
@@ -31,7 +32,7 @@ NVIDIA_DRIVER = Path("/dev/nvidiactl")
 
 
 def doctor(out: Path) -> int:
-    """Run every check and print a line for each; returns 0 if all is well, otherwise 1."""
+    """Run every check and print a line for each; returns the exit code, 0 if all is well, otherwise 4."""
     wrong = 0
     for name, check in _checks(out):
         try:
@@ -41,7 +42,7 @@ def doctor(out: Path) -> int:
             print(f"WRONG {name:<22} {why}", flush=True)
             wrong += 1
     print(f"{wrong} of these need your attention." if wrong else "All is well.")
-    return 1 if wrong else 0
+    return EnvironmentFailed.exit_code if wrong else 0
 
 
 def _checks(out: Path) -> Iterator[tuple[str, Callable[[], str]]]:
@@ -86,11 +87,6 @@ def _package(requirement: str) -> str:
 
 
 # ---- the machine ----
-def available_cores() -> int:
-    """Cores that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
-
-
 def _cores() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return f"{available_cores()} of {os.cpu_count()}, {memory:.0f} GB of memory"

@@ -61,6 +61,7 @@ __all__ = [
     "interquartile",
     "place",
     "read_runs",
+    "run_command",
     "scaled",
     "scores",
     "steps_of_rl",
@@ -126,7 +127,7 @@ class Runs:
 def read_runs(directory: Path) -> Runs:
     """Read what is finished in runs/<name>. Raises DataError for damaged files and for runs that do not compare."""
     if not directory.is_dir():
-        raise UsageError(f"{directory}: there is no such directory. Run `{_command(directory)}` first.")
+        raise UsageError(f"{directory}: there is no such directory. Run `{run_command(directory)}` first.")
     summaries, evaluation, curves, unfinished = [], [], {}, []
     facts: dict[str, Any] = {}
     source: dict[str, Path] = {}
@@ -163,12 +164,12 @@ def read_runs(directory: Path) -> Runs:
     if not summaries:
         raise UsageError(
             f"{directory}: holds no finished run{_unfinished(unfinished)}. "
-            f"Type `{_command(directory, unfinished)}`; it goes on where it was stopped."
+            f"Type `{run_command(directory, unfinished)}`; it goes on where it was stopped."
         )
     return Runs(summaries, evaluation, curves, facts, unfinished)
 
 
-def _command(directory: Path, unfinished: Sequence[str] = ()) -> str:
+def run_command(directory: Path, unfinished: Sequence[str] = ()) -> str:
     """What makes a directory like runs/fetch, or runs/fetch-128, of fetch with 128 demonstrations; of all that it has
     begun, if that is said as arm/seed.
     """

@@ -1,15 +1,17 @@
 """What an experiment is: demonstrations, arms, fine-tuning, tests; and how long it may take."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
-from headstart.envs.banks import bank
+from headstart.envs.banks import bank, import_seeds
 from headstart.envs.errors import UsageError
 from headstart.envs.instructions import ALTERATIONS, has_instructions
+from headstart.envs.processes import available_cores
 from headstart.envs.registry import Environment
 from headstart.envs.simulator import GridStates
 from headstart.experiments.arms import Arm
-from headstart.experiments.doctor import available_cores
 from headstart.experiments.finetune import RL
+from headstart.learners import LEARNERS, IWMReflect, Reflection
 
 __all__ = ["MODES", "RL", "Exam", "Experiment", "exams", "plan", "seconds"]
 
@@ -79,19 +81,25 @@ MODES = {"sampled": {}, "cool": {"temperature": 0.5}, "greedy": {"greedy": True}
 
 def exams(experiment: Experiment) -> list[Exam]:
     """In distribution in every mode, out of distribution, and with instructions that are not true."""
+    levels = bank(experiment.env_id, "test", experiment.test_levels)
+    return _exams(experiment, instructed=has_instructions(GridStates.of(levels).mission()))
+
+
+def _exams(experiment: Experiment, *, instructed: bool) -> list[Exam]:
     env_id, horizon = experiment.env_id, experiment.horizon
     tests = [Exam(env_id, horizon, "given", mode) for mode in MODES]
     tests += [
         Exam(ood, limit, "given", mode) for ood, limit in experiment.ood.items() for mode in ("sampled", "greedy")
     ]
-    if has_instructions(GridStates.of(bank(env_id, "test", experiment.test_levels)).mission()):
+    if instructed:
         tests += [Exam(env_id, horizon, alteration, "sampled") for alteration in ALTERATIONS]
     return tests
 
 
 # ---- how long it takes ----
 # Seconds on one core of the machine that experiments/results/ names; only the estimate of the time uses them.
-_SECONDS_PER_UPDATE = 0.02
+_SECONDS_PER_UPDATE = 0.012
+_REFLECTION = 2.3  # times that: 1.6 to 3.0 have been measured (README.md, `reflect` over bc_long, as many updates)
 _RL_STEPS_PER_SECOND = 2500
 _TEST_STEPS_PER_SECOND = 100_000
 
@@ -99,13 +107,22 @@ _TEST_STEPS_PER_SECOND = 100_000
 def seconds(experiment: Experiment, name: str) -> tuple[float, float]:
     """Estimated seconds of an arm's fit and its tests, and of its PPO with the tests that follow."""
     arm = experiment.arms[name]
-    steps = experiment.test_levels * (len(MODES) * experiment.horizon + 2 * sum(experiment.ood.values()))
-    tests = steps / _TEST_STEPS_PER_SECOND
+    steps = sum(exam.horizon for exam in _exams(experiment, instructed=_is_instructed(experiment.env_id)))
+    tests = experiment.test_levels * steps / _TEST_STEPS_PER_SECOND
     return _fit_seconds(arm) + tests, experiment.rl.steps / _RL_STEPS_PER_SECOND + tests if arm.rl else 0.0
 
 
+@cache
+def _is_instructed(env_id: str) -> bool:
+    """What `exams` asks the test levels, of a few that are not kept: an estimate leaves nothing in the cache."""
+    return len(set(import_seeds(env_id, range(8)).mission)) > 1
+
+
 def _fit_seconds(arm: Arm) -> float:
-    return _SECONDS_PER_UPDATE * arm.learner.total_updates if arm.learner else 0.0
+    if arm.learner is None:
+        return 0.0
+    practises = issubclass(LEARNERS[type(arm.learner)], Reflection | IWMReflect)
+    return (_REFLECTION if practises else 1.0) * _SECONDS_PER_UPDATE * arm.learner.total_updates
 
 
 def plan(experiment: Experiment, seeds: tuple[int, ...], processes: int) -> str:

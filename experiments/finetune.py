@@ -225,7 +225,7 @@ def fine_tune(
     updates = 0
     with checkpoint.HeldBack() as signals:
         if isinstance(trained, GRPO):
-            trained.learn(rl.steps, between_updates)
+            trained.learn(rl.steps - trained.num_timesteps, between_updates)
             model.num_timesteps = trained.num_timesteps
         else:
             trained.learn(rl.steps - model.num_timesteps, callback=Between(), reset_num_timesteps=begun is None)

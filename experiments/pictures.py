@@ -1,7 +1,8 @@
 """The pictures of a report: success against environment steps, and success on other levels than those of training.
 And that of the study: what an arm gains in each environment.
 
-They must read in black and white: an arm has a dash and a marker of its own, and its name stands beside its line.
+They must read in black and white. An arm that LOOKS names has a dash and a marker of its own; of the others, up to 28
+have a pair of them that no other arm has. And the name of an arm stands beside its line.
 """
 
 import io
@@ -9,6 +10,7 @@ import math
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,10 +58,22 @@ LOOKS = {
     "reflect_plain": Look("#b5674d", (0, (1.5, 1.5)), (4, 1, 0)),
     "bc_plain": Look("#5b84ad", (0, (1.5, 2.5)), (4, 1, 45)),
 }
-OTHER_LOOKS = (
-    Look("#a8447f", (0, (8, 1.5, 1, 1.5, 1, 1.5)), "P"),
-    Look("#5e7d2e", (0, (3, 1.5)), (8, 1, 0)),
+_DASHES = (
+    (8, 1.5, 1, 1.5, 1, 1.5),
+    (3, 1.5),
+    (1, 1, 1, 3),
+    (4, 1, 1, 1, 1, 1, 1, 1),
+    (6, 3, 2, 3),
+    (2, 1, 2, 3),
+    (14, 2, 4, 2),
 )
+_MARKERS = {"P": "#a8447f", (8, 1, 0): "#5e7d2e", r"$\clubsuit$": "#2b7a8c", r"$\spadesuit$": "#7d5ba6"}
+# seven dashes and four markers come together in 28 ways before a pair comes again
+OTHER_LOOKS = tuple(
+    Look(colour, (0, dash), marker)
+    for dash, (marker, colour) in islice(zip(cycle(_DASHES), cycle(_MARKERS.items())), len(_DASHES) * len(_MARKERS))
+)
+LABEL = 0.062  # height of a label's line, as a share of the axes where few arms leave them at their usual height
 STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -79,9 +93,11 @@ def draw(runs: Runs) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-    figure = Figure(figsize=(8, 4.6), layout=None, facecolor="white")
-    axes = figure.add_axes((0.07, 0.165, 0.67, 0.675))
     arms, looks = runs.arms, _looks(runs)
+    stretch = max(1.0, LABEL * (len(arms) + 2))  # so that all labels have room, those of the bounds too
+    scale = 1 / (0.325 + 0.675 * stretch)  # of what is not stretched
+    figure = Figure(figsize=(8, 4.6 / scale), layout=None, facecolor="white")
+    axes = figure.add_axes((0.07, 0.165 * scale, 0.67, 0.675 * stretch * scale))
     labels = [_draw_curve(axes, arm, looks[arm], seeds) for arm, seeds in runs.curves.items()]
     labels += [_draw_level(axes, arm, looks[arm], arms[arm]) for arm in arms if arm not in runs.curves]
     labels += [_draw_bound(axes, *bound) for bound in zip(("random play", "expert"), runs.scale, strict=True)]
@@ -98,11 +114,11 @@ def draw(runs: Runs) -> "Figure":
     for arm, seeds in runs.curves.items():
         if looks[arm].strong:
             _mark_spent(axes, looks[arm], seeds)
-    _write_labels(axes, labels)
+    _write_labels(axes, labels, LABEL / stretch)
     title, subtitle, caption = _words(runs)
-    figure.text(0.012, 0.945, title, fontsize=13.5, fontweight="bold")
-    figure.text(0.012, 0.888, subtitle, fontsize=10, color="#555555")
-    figure.text(0.012, 0.022, caption, fontsize=8.8, color="#666666")
+    figure.text(0.012, 1 - 0.055 * scale, title, fontsize=13.5, fontweight="bold")
+    figure.text(0.012, 1 - 0.112 * scale, subtitle, fontsize=10, color="#555555")
+    figure.text(0.012, 0.022 * scale, caption, fontsize=8.8, color="#666666")
     return figure
 
 
@@ -214,10 +230,13 @@ def _hidden(axes: "Axes", left: float, low: float, width: float, height: float) 
     return hidden
 
 
-def _write_labels(axes: "Axes", labels: Sequence[Label]) -> None:
-    """Write each label beside the end of its line, in the right margin, with a thin leader where it had to move."""
+def _write_labels(axes: "Axes", labels: Sequence[Label], gap: float) -> None:
+    """Write each label beside the end of its line, in the right margin, with a thin leader where it had to move.
+
+    gap: between the middles of two, as a share of the axes' height.
+    """
     right = axes.get_xlim()[1]
-    heights = spread([label.y for label in labels], gap=0.062, low=0.0, high=1.0)
+    heights = spread([label.y for label in labels], gap=gap, low=0.0, high=1.0)
     for label, height in zip(labels, heights, strict=True):
         axes.annotate(
             label.text,

@@ -43,12 +43,14 @@ from headstart.envs.collect import branch, collect_demos, load_demos, save_demos
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.evaluation import evaluate
 from headstart.envs.transitions import Branches, Demos
+from headstart.experiments.arms import LearnerConfig
 from headstart.experiments.experiment import MODES, Experiment, exams, seconds
 from headstart.experiments.finetune import RL, fine_tune, load_policy, new_model, save_policy
 from headstart.experiments.runlog import RunLog, flat, write_rows
 from headstart.experiments.views import beside
 from headstart.learners import BC, IWM, LEARNERS, PPO, IWMReflect, Lessons, Reflection
 from headstart.learners.bc import imitation_targets
+from headstart.learners.learner import Fitted, Log, silent
 from headstart.models.stack import Together
 
 SCHEMA = 1
@@ -148,7 +150,7 @@ def fit_together(runs: Sequence[Run], *, compiled: bool = False) -> list[BaseExc
         first.setdefault(run.seed, run)
     beside = sum(not is_fitted(run) for run in first.values()) - 1
 
-    def fit(run: Run) -> None:
+    def fit_one(run: Run) -> None:
         with storage.lock(run.directory):
             _keep_config(run)
             warm_start(run, _fresh(run), beside=beside)
@@ -161,7 +163,7 @@ def fit_together(runs: Sequence[Run], *, compiled: bool = False) -> list[BaseExc
             return error
         return failed[run.seed]
 
-    outcomes = Together(compiled=compiled).fit([partial(fit, run) for run in first.values()])
+    outcomes = Together(compiled=compiled).fit([partial(fit_one, run) for run in first.values()])
     failed = dict(zip(first, outcomes, strict=True))
     return [outcome(run) for run in runs]
 
@@ -244,13 +246,10 @@ def warm_start(run: Run, model: PPO, *, beside: int = 0) -> dict[str, int]:
         log(update, {name if name.startswith("reflect/") else f"pretrain/{name}": v for name, v in metrics.items()})
         run.progress(update / total * seconds(run.experiment, run.arm)[0] / sum(seconds(run.experiment, run.arm)))
 
-    horizon = learner_config.horizon
-    branches = branch(demos, horizon=horizon, rng=np.random.default_rng([run.seed, 0xB2])) if horizon else None
-    learner = LEARNERS[type(learner_config)](model.policy, learner_config, seed=run.seed, log=report)  # type: ignore[arg-type]
-    fitted = learner.fit(demos, branches, model.env)  # type: ignore[arg-type]
+    learner, branches, fitted = fit(learner_config, model, demos, seed=run.seed, log=report)
     cost = {
         "updates": fitted.updates,
-        "env_steps": fitted.env_steps + (branches.env_steps if branches else 0),
+        "env_steps": fitted.env_steps,
         "expert_steps": len(demos),
         "expert_queries": int(fitted.metrics.get("dagger/queries", 0)),
     }
@@ -273,6 +272,18 @@ def warm_start(run: Run, model: PPO, *, beside: int = 0) -> dict[str, int]:
     save_policy(model, weights)
     storage.save_json(cost_path, {**cost, "demos": key}, kind="fit", schema=SCHEMA)
     return cost
+
+
+def fit(
+    config: LearnerConfig, model: PPO, demos: Demos, *, seed: int, log: Log = silent
+) -> tuple[Any, Branches | None, Fitted]:
+    """A model's policy by a learner: the learner, the branches that it has been given, and the cost of both."""
+    rng, horizon = np.random.default_rng([seed, 0xB2]), config.horizon
+    branches = branch(demos, horizon=horizon, rng=rng) if horizon else None
+    learner = LEARNERS[type(config)](model.policy, config, seed=seed, log=log)  # type: ignore[arg-type]
+    fitted = learner.fit(demos, branches, model.env)  # type: ignore[arg-type]
+    steps = fitted.env_steps + (branches.env_steps if branches else 0)
+    return learner, branches, dataclasses.replace(fitted, env_steps=steps)
 
 
 def is_fitted(run: Run) -> bool:
@@ -355,24 +366,34 @@ def _describe(run: Run, scores: dict[str, Any], spent: int) -> None:
 
 
 # ---- the parts of a stage ----
-def _keep_config(run: Run) -> None:
-    """Write the configuration, or compare it with the one that this directory was begun with."""
+def checked_config(run: Run) -> dict[str, Any]:
+    """The configuration to be kept, which nothing is written of here.
+
+    Raises UsageError, with what has changed, if the directory was begun with another one.
+    """
     path, config = run.directory / "config.json", json.loads(json.dumps(run.config))
-    if storage.exists(path):
-        before = storage.load_json(path, kind="configuration", schema=SCHEMA)
-        if "rl" in before and "rl" not in config:
-            config["rl"] = before["rl"]  # a run without RL leaves the results of one with it alone
-        elif "rl" in config and "rl" not in before:
-            before["rl"] = config["rl"]  # --no-rl first, RL now: it goes on from the warm start
-        was, now = flat(before), flat(config)
-        changed = sorted(name for name in was.keys() | now.keys() if was.get(name, "-") != now.get(name, "-"))
-        if changed:
-            lines = "\n".join(f"  {name}: {was.get(name, '-')} -> {now.get(name, '-')}" for name in changed)
-            raise UsageError(
-                f"{run.directory}: was begun with another configuration:\n{lines}\n"
-                "Use the old settings to go on, --fresh to start over, or another --out."
-            )
-    storage.save_json(path, config, kind="configuration", schema=SCHEMA)
+    if not storage.exists(path):
+        return config
+    before = storage.load_json(path, kind="configuration", schema=SCHEMA)
+    if "rl" in before and "rl" not in config:
+        config["rl"] = before["rl"]  # a run without RL leaves the results of one with it alone
+    elif "rl" in config and "rl" not in before:
+        before["rl"] = config["rl"]  # --no-rl first, RL now: it goes on from the warm start
+    was, now = flat(before), flat(config)
+    changed = sorted(name for name in was.keys() | now.keys() if was.get(name, "-") != now.get(name, "-"))
+    if changed:
+        lines = "\n".join(f"  {name}: {was.get(name, '-')} -> {now.get(name, '-')}" for name in changed)
+        raise UsageError(
+            f"{run.directory}: was begun with another configuration:\n{lines}\n"
+            "Use the old settings to go on, --fresh to start over, or another --out."
+        )
+    return config
+
+
+def _keep_config(run: Run) -> None:
+    """Write the configuration, unless the directory was begun with another one."""
+    config = checked_config(run)
+    storage.save_json(run.directory / "config.json", config, kind="configuration", schema=SCHEMA)
     ends = ("summary.json", "policy.safetensors") if "rl" in config else ("summary.json",)
     if not all(storage.exists(run.directory / name) for name in ends):  # else they say what has made what is there
         storage.save_json(run.directory / "versions.json", _versions(run), kind="versions", schema=SCHEMA)

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from headstart.envs import storage
 from headstart.envs.banks import bank
-from headstart.envs.processes import end_with_parent
-from headstart.experiments.doctor import available_cores
+from headstart.envs.processes import available_cores, end_with_parent
 from headstart.experiments.experiment import Experiment, seconds
 from headstart.experiments.pipeline import Run, demonstrate, fit_together, is_fitted, run_arm
 

@@ -22,9 +22,8 @@ from importlib import import_module
 from pathlib import Path
 
 from headstart.envs import storage
-from headstart.envs.processes import end_with_parent
+from headstart.envs.processes import available_cores, end_with_parent
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.experiments.doctor import available_cores
 from headstart.experiments.experiment import Experiment, seconds
 from headstart.experiments.pipeline import Run, demonstrate, run_arm
 from headstart.experiments.pool import levels

@@ -41,6 +41,7 @@ from headstart.experiments.evidence import (
     interquartile,
     place,
     read_runs,
+    run_command,
     scaled,
 )
 from headstart.experiments.intervals import FEWEST_SEEDS, Estimate, Interval, mean_interval
@@ -80,13 +81,14 @@ class Study:
 def study_directories(out: Path, names: Sequence[str] = ()) -> list[Path]:
     """Directories of runs below ``out``: of these environments, or of all, with every number of demonstrations."""
     if not out.is_dir():
-        raise UsageError(
-            f"{out}: there is no such directory. Run `headstart run ENV` first, or name another with --out."
-        )
+        command = run_command(out / next(iter(names), "ENV"))
+        raise UsageError(f"{out}: there is no such directory. Run `{command}` first, or name another with --out.")
     found = sorted({path.parent.parent for path in out.glob("*/*/seed*") if path.is_dir()})
     for name in names:
         if not any(name in (path.name, _budget(path.name)[0]) for path in found):
-            raise UsageError(f"{out}: has no runs of {name}. Run `headstart run {name}` first.")
+            raise UsageError(f"{out}: has no runs of {name}. Run `{run_command(out / name)}` first.")
+    if not found:
+        raise UsageError(f"{out}: there are no finished runs. Run `{run_command(out / 'ENV')}` first.")
     return [path for path in found if not names or {path.name, _budget(path.name)[0]} & {*names}]
 
 
@@ -102,7 +104,8 @@ def study(directories: Iterable[Path]) -> Study:
         env, demos = _budget(path.name)
         return (order.index(env) if env in order else len(order), env, demos)
 
-    for directory in sorted(directories, key=by_environment):
+    ordered = sorted(directories, key=by_environment)
+    for directory in ordered:
         env, demos = _budget(directory.name)
         try:
             runs = read_runs(directory)
@@ -117,7 +120,7 @@ def study(directories: Iterable[Path]) -> Study:
         env = next(iter(found.budgets))
         raise UsageError(
             f"Only runs of {env} with another number of demonstrations are finished: there is nothing to compare them "
-            f"with. Type `headstart run {env}` first."
+            f"with. Type `{run_command(ordered[0].with_name(env))}` first."
         )
     if not found.environments:
         raise UsageError(" ".join(found.left_out) or "There are no finished runs. Type `headstart run ENV` first.")

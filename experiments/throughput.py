@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from headstart.envs import branch, collect_demos, make_vec_env
+from headstart.envs.processes import available_cores
 from headstart.envs.transitions import Demos
-from headstart.experiments.doctor import available_cores
 from headstart.experiments.runlog import write_rows
 from headstart.learners import BC, PPO, BCConfig, JudgeConfig, Reflection, ReflectionConfig
 from headstart.models.stack import Together

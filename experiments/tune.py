@@ -29,11 +29,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from headstart.envs import bank, collect_demos, evaluate, make_vec_env
-from headstart.envs.processes import end_with_parent
+from headstart.envs.processes import available_cores, end_with_parent
 from headstart.envs.transitions import Demos
 from headstart.experiments.arms import Arm
 from headstart.experiments.budgets import BAND
-from headstart.experiments.doctor import available_cores
 from headstart.experiments.evidence import scaled
 from headstart.experiments.experiment import Experiment
 from headstart.experiments.runlog import flat, write_rows

@@ -30,16 +30,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from headstart.envs import bank, branch
-from headstart.envs.processes import end_with_parent
+from headstart.envs import bank
+from headstart.envs.processes import available_cores, end_with_parent
 from headstart.envs.transitions import Demos
 from headstart.experiments.arms import Arm
-from headstart.experiments.doctor import available_cores
 from headstart.experiments.experiment import Experiment
 from headstart.experiments.finetune import RL, fine_tune, new_model
+from headstart.experiments.pipeline import fit
 from headstart.experiments.runlog import read_rows, write_rows
 from headstart.experiments.tune import RESULTS, SEEDS, demonstrations
-from headstart.learners import LEARNERS
 from headstart.learners.bc import imitation_targets
 
 DRAWS = SEEDS[:2]
@@ -63,14 +62,9 @@ def warm_start(experiment: Experiment, arm: Arm, seed: int) -> Start:
     """What an arm's learner makes of a draw of demonstrations; every setting starts from it."""
     torch.set_num_threads(1)
     model = new(experiment, experiment.rl, arm.memory, seed)
-    demos, config = taught(experiment, seed), arm.learner
-    assert config is not None
-    rng, horizon = np.random.default_rng([seed, 0xB2]), config.horizon
-    branches = branch(demos, horizon=horizon, rng=rng) if horizon else None
-    learner = LEARNERS[type(config)](model.policy, config, seed=seed)  # type: ignore[arg-type]
-    fitted = learner.fit(demos, branches, model.env)  # type: ignore[arg-type]
-    spent = fitted.env_steps + (branches.env_steps if branches else 0)
-    return Start(model.policy.warm_start or "", model.policy.weights(), arm.memory, spent)
+    assert arm.learner is not None
+    _, _, fitted = fit(arm.learner, model, taught(experiment, seed), seed=seed)
+    return Start(model.policy.warm_start or "", model.policy.weights(), arm.memory, fitted.env_steps)
 
 
 def taught(experiment: Experiment, seed: int) -> Demos:

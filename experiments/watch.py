@@ -8,6 +8,7 @@ Legend: T steps of an episode.
 """
 
 import io
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -53,11 +54,10 @@ def watch(run: Run, path: Path, *, episodes: int, greedy: bool) -> list[Played]:
         raise UsageError(f"--to {path}: a GIF is written. Give the name of a file that ends in .gif.")
     if weights is None:
         name, _, demos = experiment.name.partition("-")
-        asked = f"{name} --demos {demos}" if demos else name
-        raise UsageError(
-            f"{run.directory}: has no trained policy. "
-            f"Type `headstart run {asked} --arms {run.arm} --seed {run.seed} --out {run.out}` first."
-        )
+        asked = [name, "--demos", demos] if demos else [name]
+        flags = ["--arms", run.arm, "--seed", str(run.seed), "--out", str(run.out)]
+        command = shlex.join(["headstart", "run", *asked, *flags])
+        raise UsageError(f"{run.directory}: has no trained policy. Type `{command}` first.")
     levels = bank(experiment.env_id, "test", experiment.test_levels)
     if not 1 <= episodes <= len(levels):
         raise UsageError(f"--episodes {episodes}: choose between 1 and {len(levels)}, the number of test levels.")

@@ -111,8 +111,9 @@ class GRPO:
         self.num_timesteps = 0
 
     def learn(self, total_steps: int, callback: Callable[[], None] = lambda: None) -> "GRPO":
-        """Update until ``total_steps`` environment steps are taken; ``callback`` is called before each update."""
-        while self.num_timesteps < total_steps:
+        """Update until ``total_steps`` more environment steps are taken; ``callback`` is called before each update."""
+        until = self.num_timesteps + total_steps
+        while self.num_timesteps < until:
             callback()
             attempts = self.attempt(*self.states())
             self.num_timesteps += attempts.env_steps
@@ -158,7 +159,8 @@ class GRPO:
             env_steps += playing.step(action)
             returns[who] += playing.reward()
             going_on = np.flatnonzero(~playing.done)
-            playing, who = playing.fork(going_on), who[going_on]
+            if len(going_on) < len(who):
+                playing, who = playing.fork(going_on), who[going_on]
         returns = returns.reshape(-1, group)
         differs = np.repeat((group_advantage(returns) != 0).any(axis=1), group)
         advantage = group_advantage(returns).reshape(-1)

@@ -51,6 +51,8 @@ def test_the_frugal_arm_has_less_practice_and_is_else_the_same() -> None:
     assert isinstance(frugal, ReflectionConfig)
     assert (8 * frugal.levels, 2 * frugal.states, 2 * frugal.draws) == (reflect.levels, reflect.states, reflect.draws)
     assert dataclasses.replace(reflect, **FRUGAL) == frugal
+    sparing = dataclasses.replace(reflect, levels=64, walks=0, sparing=True)
+    assert ARMS["reflect_sparing"] == dataclasses.replace(ARMS["reflect_frugal"], learner=sparing, main=False)
 
 
 def test_arms_with_settings_of_ppo_are_else_those_that_they_are_compared_with() -> None:
@@ -70,7 +72,7 @@ def test_arms_with_settings_of_ppo_are_else_those_that_they_are_compared_with() 
 def test_settings_of_ppo_for_reflect_are_those_of_all_arms_that_start_from_it() -> None:
     found, same = arms_around(BC, memory=4, reflect_ppo={"learning_rate": 1e-4}), arms_around(BC, memory=4)
     slower = {name for name, arm in found.items() if arm != same[name]}
-    assert slower == {"reflect", "reflect_frugal", "reflect_plain", "reflect_rehearsal"}
+    assert slower == {"reflect", "reflect_frugal", "reflect_sparing", "reflect_plain", "reflect_rehearsal"}
     for name in slower:
         assert found[name] == dataclasses.replace(same[name], ppo={"learning_rate": 1e-4, **same[name].ppo})
 

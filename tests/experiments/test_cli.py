@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headstart.envs import storage
-from headstart.envs.errors import Busy, DataError, Diverged, EnvironmentFailed, HeadstartError
+from headstart.envs.errors import Busy, DataError, Diverged, EnvironmentFailed, HeadstartError, UsageError
 from headstart.envs.registry import ENVIRONMENTS, FRAME_BYTES
 from headstart.experiments import check, cli, devices, doctor, door_key, pipeline, pool, study
 from headstart.experiments.arms import arms_around
@@ -90,6 +91,17 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"headstart {metadata.version('headstart')}\n"
 
 
+def test_exit_codes_are_told(capsys):
+    """By help and README, each of them."""
+    codes = {0, 141, *(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))}
+    codes |= {error.exit_code for error in (HeadstartError, *HeadstartError.__subclasses__())}
+    assert cli.main(["--help"]) == 0
+    readme = (Path(__file__).parents[2] / "README.md").read_text().partition("## Command line")[2]
+    for text in (capsys.readouterr().out, readme):
+        told = text.partition("Exit codes: ")[2].partition(".")[0]
+        assert {int(code) for code in re.findall(r"\d+", told)} == codes
+
+
 @pytest.mark.parametrize("verb", cli.VERBS.values())
 def test_every_flag_has_one_sentence_of_help(verb: type, capsys):
     name = next(name for name in cli.VERBS if cli.VERBS[name] is verb)
@@ -103,6 +115,13 @@ def test_every_flag_has_one_sentence_of_help(verb: type, capsys):
             part.partition('"""')[0] for part in source.split(f" {field.name}: ")[1:] for part in part.split('"""')[1:2]
         ]
         assert any(sentence in text and sentence.endswith(".") for sentence in told), field.name
+
+
+def test_help_names_the_main_arms(capsys):
+    assert cli.main(["run", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"(default: {' '.join(MAIN.arms)})" in text
+    assert "as `headstart list` names them" in text
 
 
 @pytest.mark.parametrize(
@@ -128,7 +147,10 @@ assert not slow & set(sys.modules), slow & set(sys.modules)
 # ---- list ----
 def test_list(capsys):
     assert cli.main(["list"]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
+    text, _, arms = capsys.readouterr().out.partition("\n\n")
+    head, *lines = text.splitlines()
+    assert max(map(len, arms.splitlines())) <= 120
+    assert {*cli.MAIN_ARMS, *cli.OTHER_ARMS, *cli.MEMORYLESS_ARMS} <= {*arms.split()}
     assert head.split() == list(cli.COLUMNS)
     assert max(map(len, [head, *lines])) <= 120
     rows = [line for line in lines if not line.startswith(" ")]
@@ -155,7 +177,12 @@ def test_list_json(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(ENVIRONMENTS)
     fields = {field.name for field in dataclasses.fields(ENVIRONMENTS["door_key"])}
-    assert all(set(row) == fields | {"frames", "frame_bytes"} for row in rows)
+    assert all(set(row) == fields | {"frames", "frame_bytes", "arms"} for row in rows)
+    for row in rows:
+        arms = importlib.import_module(f"headstart.experiments.{row['name']}").EXPERIMENT.arms
+        main, other = ([name for name, arm in arms.items() if arm.main is which] for which in (True, False))
+        assert row["arms"]["main"] == main
+        assert sorted(row["arms"]["other"]) == sorted(other)
     assert rows[1]["ood"][0]["id"] == ENVIRONMENTS["key_corridor"].ood[0].id
     assert rows[0]["budget"] == ENVIRONMENTS[rows[0]["name"]].budget
 
@@ -288,7 +315,9 @@ def test_dry_run_says_everything_and_writes_nothing(here: Path, asked: list, cap
 
 
 def test_finished_runs_are_counted(here: Path, asked: list, capsys):
-    storage.save_json(here / "runs/door_key/bc/seed0/summary.json", {}, kind="summary", schema=1)
+    done = here / "runs/door_key/bc/seed0"
+    for name in ("summary.json", "policy.safetensors"):
+        storage.save_json(done / name, {}, kind="summary", schema=1)
     (here / "runs/door_key/iwm/seed0").mkdir(parents=True)
     (here / "runs/door_key/iwm/seed0/summary.json").write_text("{}")  # not in a manifest: never finished
     command = ["run", "door_key", "--dry-run", "--arms", "bc", "iwm"]
@@ -296,6 +325,52 @@ def test_finished_runs_are_counted(here: Path, asked: list, capsys):
     assert "1 of 2 runs are finished" in capsys.readouterr().out
     assert cli.main([*command, "--fresh"]) == 0
     assert "are finished" not in capsys.readouterr().out
+    storage.remove(done / "policy.safetensors")
+    assert cli.main(command) == 0  # without PPO, which is now to come
+    assert "are finished" not in capsys.readouterr().out
+    assert cli.main([*command, "--no-rl"]) == 0
+    assert "1 of 2 runs are finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("begun", "flags", "changed"),
+    [
+        ("", "", ""),
+        ("--no-rl", "", ""),
+        ("", "--no-rl", ""),
+        ("--rl-steps 2048", "--no-rl", ""),
+        ("--rl-steps 2048", "--rl-steps 4096", "rl.steps: 2048 -> 4096"),
+    ],
+)
+def test_another_configuration_is_refused_at_once(
+    begun: str, flags: str, changed: str, here: Path, asked: list, capsys
+):
+    """By a dry run too, which writes nothing; in the words of the pipeline, where it refuses, and nowhere else."""
+    command = ["run", "door_key", "--arms", "bc"]
+    assert cli.main([*command, *begun.split()]) == 0
+    assert cli.main([*command, *flags.split(), "--fresh"]) == 0
+    before, now = (pipeline.Run(call["experiment"], "bc", 0, call["out"]) for call in asked)
+    pipeline._keep_config(before)
+    for name in ("summary.json", "policy.safetensors"):
+        storage.save_json(before.directory / name, {}, kind="summary", schema=1)
+    asked.clear()
+    capsys.readouterr()
+    left = files_below(here), (before.directory / "config.json").read_bytes()
+    codes = [cli.main([*command, *flags.split(), *more]) for more in (["--dry-run"], [], ["--dry-run", "--fresh"])]
+    out, err = capsys.readouterr()
+    assert (files_below(here), (before.directory / "config.json").read_bytes()) == left
+    if changed:
+        with pytest.raises(UsageError, match="another configuration") as refused:
+            pipeline._keep_config(now)
+        assert codes == [2, 2, 0]
+        assert changed in err
+        assert err == 2 * f"headstart: {refused.value}\n"
+        assert "are finished" not in out
+        assert asked == []
+    else:
+        pipeline._keep_config(now)
+        assert codes == [0, 0, 0]
+        assert out.count("1 of 1 runs are finished") == 2
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["--dry-run", "--arms", "bc"], ["--arms", "nonsense"]])
@@ -365,6 +440,8 @@ def test_nothing_to_study(command: str, told: str, here: Path, capsys):
         ("watch fetch --seed -1", "Give one, as in --seed 0."),
         ("run MiniGrid-DoorKey-8x8-v0", "Perhaps you meant `headstart run door_key`?"),
         ("run BabyAI-GoToLocal-v0", "snippet of the README"),
+        ("run CartPole-v1", "`headstart check CartPole-v1` says whether it can be used"),
+        ("watch my_envs:make_env", "`headstart check my_envs:make_env` says whether"),
         ("run", "ENV"),
         ("run door_key --arms reflekt", "Perhaps you meant reflect?"),
         ("run door_key --arms bc zebra", "Its arms are scratch, bc,"),
@@ -504,6 +581,24 @@ def test_what_the_system_does(error: BaseException, code: int, told: str, here: 
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "headstart: interrupted.\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "headstart: the disk is full. Free some space.\n"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["check", "doctor"])
+def test_only_a_run_goes_on(verb: str, error: BaseException, code: int, told: str, monkeypatch, capsys):
+    def stopped(*arguments: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(check, "check", stopped)
+    monkeypatch.setattr(doctor, "doctor", stopped)
+    assert cli.main([verb, *(["CartPole-v1"] if verb == "check" else [])]) == code
+    assert capsys.readouterr().err == told
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_nobody_reads(unbuffered: str):
     command = [HEADSTART, "list", "--json"]
@@ -580,9 +675,12 @@ def started(code: str, directory: Path, *flags: str) -> Iterator[subprocess.Pope
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_signals_leave_no_process_behind(number: signal.Signals, here: Path):
-    send: Callable[[int, int], None] = os.killpg if number == signal.SIGINT else os.kill  # Ctrl-C reaches the workers
+    # Ctrl-C and a terminal that is closed reach all of its processes
+    send: Callable[[int, int], None] = os.kill if number == signal.SIGTERM else os.killpg
     with started(WORKERS, here, "--arms", "bc", "iwm", "--processes", "2") as process:
         pids: list[str] = []
         while (len(pids) < 2 or not all(pids)) and process.poll() is None:
@@ -602,6 +700,23 @@ def test_signals_leave_no_process_behind(number: signal.Signals, here: Path):
     while (left := [child for child in children if Path(f"/proc/{child}").exists()]) and time.monotonic() < begun + 5:
         time.sleep(0.1)
     assert left == []
+
+
+def test_a_closed_terminal_does_not_end_the_resource_tracker():
+    code = """
+import os, signal, time
+from multiprocessing import resource_tracker
+from headstart.experiments import cli
+
+cli._start_resource_tracker()
+os.kill(resource_tracker._resource_tracker._pid, signal.SIGHUP)
+time.sleep(0.5)
+print(os.waitpid(resource_tracker._resource_tracker._pid, os.WNOHANG))
+os.kill(os.getpid(), signal.SIGHUP)  # is not ignored here
+"""
+    done = subprocess.run([sys.executable, "-u", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("(0, 0)\n", "")
+    assert done.returncode == -signal.SIGHUP
 
 
 def test_a_killed_command_leaves_no_process_behind(here: Path):
@@ -711,7 +826,7 @@ def check_command(argv: list[str], asked: list, here: Path) -> None:
 def harmless(here: Path, asked: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """`check` imports what it is told to, and both verbs have tests of their own."""
     (here / "file").touch()
-    monkeypatch.setattr(check, "check", lambda target: 0)
+    monkeypatch.setattr(check, "check", lambda target, horizon=None: 0)
     monkeypatch.setattr(doctor, "doctor", lambda out: 0)
 
 

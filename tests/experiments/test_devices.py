@@ -1,6 +1,8 @@
 """The device that is fastest is taken, and it is said why; trials are real work."""
 
 import dataclasses
+import importlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,9 +109,32 @@ def test_a_trial_is_real_work(way: Way, cache: Path, monkeypatch: pytest.MonkeyP
     assert found.rl_steps > 0
 
 
-def test_a_trial_that_fails_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one of two processes that wait for each other."""
-    monkeypatch.setenv("HEADSTART_CACHE", str(cache))
-    impossible = dataclasses.replace(EXPERIMENT, arms={"bc": Arm(None, memory=9, rl=False)})
-    with pytest.raises(UsageError, match="memory=9"):
-        devices.pace(impossible, CPU, seeds=1, processes=2, seconds=0.01)
+FAILS = """
+import time
+from pathlib import Path
+
+from headstart.envs.errors import UsageError
+from headstart.experiments import devices
+
+def work(directory: Path) -> float:
+    try:
+        (directory / "here").touch(exist_ok=False)
+    except FileExistsError:
+        raise UsageError("too much") from None
+    started = time.monotonic()
+    try:
+        devices._barrier.wait(timeout=100)
+    finally:
+        (directory / "waited").write_text(str(time.monotonic() - started))
+    return 1.0
+"""
+
+
+def test_nobody_waits_for_a_process_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two, the first to come waits for the other, which fails: that is what is said."""
+    (tmp_path / "fails_for_one.py").write_text(FAILS)  # a module, where processes that are spawned find it
+    monkeypatch.syspath_prepend(tmp_path)
+    work = importlib.import_module("fails_for_one").work
+    with pytest.raises(UsageError, match="too much"):
+        devices._at_once(2, partial(work, tmp_path))
+    assert float((tmp_path / "waited").read_text()) < 50

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.experiments import pictures
+from headstart.experiments import door_key, pictures
 from headstart.experiments.evidence import TEST, Comparison, Runs, scores
 
 RL_STEPS = 300_000
@@ -119,9 +120,29 @@ def test_a_picture_without_rl() -> None:
 
 
 def test_arms_differ_in_more_than_colour() -> None:
-    looks = [*pictures.LOOKS.values(), *pictures.OTHER_LOOKS]
+    known, others = list(pictures.LOOKS.values()), list(pictures.OTHER_LOOKS)
     for part in ("colour", "dash", "marker"):
-        assert len({getattr(look, part) for look in looks}) == len(looks)
+        assert len({getattr(look, part) for look in known}) == len(known)
+        assert not {getattr(look, part) for look in known} & {getattr(look, part) for look in others}
+    assert len({(look.dash, look.marker) for look in others}) == len(others) == 28  # as the docstring says
+
+
+def test_all_arms_of_an_experiment_can_be_told_apart() -> None:
+    """And what comes after them begins again, rather than to fail."""
+    runs = runs_of(dict.fromkeys(door_key.EXPERIMENT.arms, (0.5, None)), seeds=1)
+    looks = pictures._looks(runs)
+    assert len({(looks[arm].dash, looks[arm].marker) for arm in runs.arms}) == len(runs.arms)
+    more = pictures._looks(runs_of({f"mine{i:02}": (0.5, None) for i in range(29)}, seeds=1))
+    assert more["mine28"] == more["mine00"] != more["mine27"]
+
+
+def test_labels_of_many_arms_do_not_overlap() -> None:
+    figure = pictures.draw(runs_of(dict.fromkeys(door_key.EXPERIMENT.arms, (0.5, None)), seeds=1))
+    (axes,) = figure.axes
+    points = 72 * axes.get_position().height * figure.get_figheight()
+    at = sorted(points * label.xyann[1] for label in axes.texts if isinstance(label, Annotation))
+    assert len(at) == len(door_key.EXPERIMENT.arms) + 2
+    assert min(np.diff(at)) == pytest.approx(13.86, abs=0.01)  # as where there are few; letters have 10.3 points
 
 
 # ---- out of distribution ----

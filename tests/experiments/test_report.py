@@ -123,6 +123,17 @@ def test_intervals_are_printed_from_five_seeds_on() -> None:
     assert "| bc | 4 | 1,000 | 25.0 | 50.0 | **30.0** | 0.50 |" in four  # cool is the best, and is not chosen
 
 
+def test_how_many_seeds_had_rl_is_said_where_not_all_had_it() -> None:
+    tuned = [summary("bc", seed, 0.5, **after_rl(0.5, 0.4, end, 0)) for seed, end in enumerate((0.8, 0.9))]
+    some, all_of_them = (
+        markdown(study_rows(runs, (0.0, 0.6))).splitlines()[-1] for runs in ([*tuned, summary("bc", 2, 0.5)], tuned)
+    )
+    assert "| bc | 3 |" in some
+    assert "| 85.0 (seeds: 2) |" in some
+    assert "| 85.0 |" in all_of_them
+    assert "seeds: " not in markdown(study_rows([summary("bc", 0, 0.5)], (0.0, 0.6)))
+
+
 def test_a_crossed_table_by_hand() -> None:
     columns = {
         name: [

@@ -287,9 +287,28 @@ def test_nothing_to_study(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no runs of memory"):
         write_study(tmp_path, ["memory"])
     save_run(tmp_path, "multi_room", "reflect", 0, 0.5, demos=4, other_budget=True)
-    with pytest.raises(UsageError, match=r"nothing to compare them with\. Type `headstart run multi_room` first"):
+    with pytest.raises(UsageError, match=r"nothing to compare them with\. Type `headstart run multi_room --out "):
         write_study(tmp_path)
     assert not (tmp_path / "study").exists()
+
+
+def test_what_is_to_be_typed_says_where(tmp_path: Path) -> None:
+    """As it can be typed, with the directory and whatever quotes that needs."""
+    out = tmp_path / "my runs"
+    end = f"--out '{out}'`"
+    for names, command in (([], "headstart run ENV"), (["fetch"], "headstart run fetch")):
+        with pytest.raises(UsageError, match=f"no such directory. Run `{command} {end} first"):
+            write_study(out, names)
+    out.mkdir()
+    with pytest.raises(UsageError, match=f"no finished runs. Run `headstart run ENV {end} first"):
+        write_study(out)
+    with pytest.raises(UsageError, match=f"no runs of memory. Run `headstart run memory {end} first"):
+        write_study(out, ["memory"])
+    with pytest.raises(UsageError, match=f"no runs of fetch-4. Run `headstart run fetch --demos 4 {end} first"):
+        write_study(out, ["fetch-4"])
+    save_run(out, "fetch", "reflect", 0, 0.5, demos=4, other_budget=True)
+    with pytest.raises(UsageError, match=f"Type `headstart run fetch {end} first"):
+        write_study(out)
 
 
 def test_other_demonstrations_and_nothing_else(tmp_path: Path) -> None:

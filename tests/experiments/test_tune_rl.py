@@ -6,17 +6,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from headstart.envs.banks import split_of
+from headstart.envs.collect import branch
 from headstart.envs.levels import level_hash
 from headstart.experiments import tune_rl
 from headstart.experiments.arms import Arm
 from headstart.experiments.experiment import RL, Experiment
 from headstart.experiments.runlog import read_rows, write_rows
-from headstart.learners import ReflectionConfig
+from headstart.learners import IWMConfig, ReflectionConfig
 
 TINY = dataclasses.replace(
     tiny.TINY,
@@ -151,3 +153,12 @@ def test_a_curve_starts_from_the_weights_that_are_given(monkeypatch: pytest.Monk
     assert (row["n_envs"], row["n_steps"], row["batch_size"], row["learning_rate"]) == (4, 8, 32, 3e-4)
     assert row["rl_steps"] >= 256
     assert 0.0 <= row["rl_area"] <= 1.0
+
+
+def test_a_warm_start_has_cost_the_steps_of_its_branches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
+    config = IWMConfig(bc=tiny.LEARNED, updates=2)
+    start = tune_rl.warm_start(TINY, Arm(config, memory=0, rl=True), 1000)
+    assert (start.learner, start.memory) == ("iwm", 0)
+    branches = branch(tune_rl.taught(TINY, 1000), horizon=config.horizon, rng=np.random.default_rng([1000, 0xB2]))
+    assert start.spent == branches.env_steps > 0

@@ -76,6 +76,9 @@ def test_what_cannot_be_watched_is_said(run: Run, tmp_path: Path) -> None:
     few = dataclasses.replace(run, seed=4, experiment=dataclasses.replace(SMALL, name="door_key-4"))
     with pytest.raises(UsageError, match=rf"headstart run door_key --demos 4 --arms bc --seed 4 --out {tmp_path}`"):
         watch(few, tmp_path / "seen.gif", episodes=1, greedy=True)
+    elsewhere = dataclasses.replace(run, out=tmp_path / "my runs")
+    with pytest.raises(UsageError, match=rf"`headstart run door_key --arms bc --seed 3 --out '{tmp_path}/my runs'`"):
+        watch(elsewhere, tmp_path / "seen.gif", episodes=1, greedy=True)
     for path in (tmp_path, tmp_path / "seen.mp4", Path()):
         with pytest.raises(UsageError, match=r"a GIF is written"):
             watch(run, path, episodes=1, greedy=True)

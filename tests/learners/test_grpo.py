@@ -117,9 +117,16 @@ def test_in_an_update_the_anchor_encodes_each_view_once(
     monkeypatch.setattr(grpo, "update", lambda attempts: (kept.append(attempts), update(attempts))[1])
     for _ in range(2):  # and in the next one again: whoever goes on from there has no more
         kept.clear(), encoded.clear()
-        grpo.learn(grpo.num_timesteps + 1)
+        grpo.learn(1)
         seen = np.unique(kept[0].obs["frames"][:, -1, :49], axis=0)  # without memory, and all of one mission
         assert len(encoded) == len(seen) > 16
+
+
+def test_a_second_call_goes_on_for_as_many_steps_again(policy: HeadstartPolicy, env: HeadstartVecEnv) -> None:
+    """As that of PPO does."""
+    grpo = GRPO(policy, env, GRPOConfig(states=4, group=2, epochs=1)).learn(1)
+    once = grpo.num_timesteps
+    assert grpo.learn(1).num_timesteps > once > 1
 
 
 def test_the_anchor_and_the_critic_are_left_alone(policy: HeadstartPolicy, env: HeadstartVecEnv) -> None:
