@@ -55,6 +55,7 @@ LOOKS = {
     "dagger": Look("#111111", (0, (12, 3, 1, 3)), "X"),
     "reflect": Look("#d55e00", "solid", "D", strong=True),
     "reflect_frugal": Look("#b07d00", (0, (6, 1.5)), "*"),
+    "reflect_sparing": Look("#8f3d6b", (0, (3, 1)), "P"),
     "reflect_plain": Look("#b5674d", (0, (1.5, 1.5)), (4, 1, 0)),
     "bc_plain": Look("#5b84ad", (0, (1.5, 2.5)), (4, 1, 45)),
 }
@@ -67,7 +68,7 @@ _DASHES = (
     (2, 1, 2, 3),
     (14, 2, 4, 2),
 )
-_MARKERS = {"P": "#a8447f", (8, 1, 0): "#5e7d2e", r"$\clubsuit$": "#2b7a8c", r"$\spadesuit$": "#7d5ba6"}
+_MARKERS = {"x": "#a8447f", (8, 1, 0): "#5e7d2e", r"$\clubsuit$": "#2b7a8c", r"$\spadesuit$": "#7d5ba6"}
 # seven dashes and four markers come together in 28 ways before a pair comes again
 OTHER_LOOKS = tuple(
     Look(colour, (0, dash), marker)

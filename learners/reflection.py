@@ -163,8 +163,8 @@ class Reflection:
             states, walk = self.reach(starts, actor, steps, rng)
             if len(states):
                 own.append(self._try(states, rng, walk=walk))
-                self.env_steps += own[-1].env_steps
                 labels.append(self.label(own[-1], states))
+                self.env_steps += own[-1].env_steps
 
         if c.walks:
             around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))

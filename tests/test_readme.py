@@ -148,6 +148,15 @@ def test_ppo_is_what_its_rows_say(row: list[str]) -> None:
     assert row[1:] == [after_ppo(row[0].strip("`"), *column) for column in columns]
 
 
+@pytest.mark.parametrize("row", cells_below("| environment | steps before PPO: `reflect` |"), ids=lambda row: row[0])
+def test_sparing_practice_is_what_its_rows_say(row: list[str]) -> None:
+    name, arms = row[0].strip("`"), ("reflect", "reflect_sparing")
+    steps = [[run["env_steps"] - run["rl_steps"] for run in runs_of(name, "ppo") if run["arm"] == arm] for arm in arms]
+    assert [len(of_arm) for of_arm in steps] == [5, 5]
+    columns = [(arm, column) for column in ("success_sampled", "rl_success_sampled") for arm in arms]
+    assert row[1:] == [thousands(np.mean(of_arm)) for of_arm in steps] + [after_ppo(name, *one) for one in columns]
+
+
 @pytest.mark.parametrize("row", cells_below("| environment | `bc` + plain PPO |"), ids=lambda row: row[0])
 def test_plain_ppo_is_what_its_rows_say(row: list[str]) -> None:
     arms = ("bc_plain", "reflect_plain")
