@@ -145,13 +145,12 @@ class Reflection:
         """All stages, once. ``practise`` is where fresh levels are, ``branches`` have every action at the demonstrated
         states: a sparing learner that is given none makes them, for fewer steps."""
         c, rng = self.config, np.random.default_rng([self.seed, 0x5E1F])
-        practise = self.accepted(demos, branches, practise)
+        practise, expert_states = self.accepted(demos, branches, practise), collect.replay(demos)
         # 1. imitate
         metrics = BC(self.policy, c.bc, seed=self.seed, log=self.log).fit(demos).metrics
         self.updates = c.bc.total_updates
         self.imitator = copy.deepcopy(self.policy)
         # 2. judge
-        expert_states = collect.replay(demos)
         branches = self.at_demonstrations(demos, branches)
         drawn = Branches.join([*self.drawn(branches, expert_states)])
         metrics |= self.fit_judges(drawn, outcomes=branches.take(demos.last))
@@ -202,7 +201,9 @@ class Reflection:
                 "demonstrated states, in their order. Pass branch(demos)."
             )
         if not branches.tried[np.arange(len(demos)), demos.action].all():
-            raise DataError(f"{demos.env_id}: in these branches the expert's own action was not tried everywhere.")
+            raise DataError(
+                f"{demos.env_id}: in these branches the expert's own action was not tried. Pass branch(demos)."
+            )
         if branches.action.shape[2] < c.judge.horizon:
             raise UsageError(
                 f"The judges look {c.judge.horizon} steps ahead, but the branches at the demonstrations have "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import fresh_policy
+from small import fresh_policy, weights
 
 from headstart.envs import collect
 from headstart.envs.collect import branch, collect_demos, practise, replay
@@ -217,3 +217,14 @@ def test_it_makes_its_own_branches_or_learns_from_those_that_there_are(
     np.testing.assert_equal(judged[1].future, branches.future)
     with pytest.raises(UsageError, match=r"needs fit\(demos, practise=env\)"):
         Reflection(fresh_policy(env), SPARING).fit(demos)
+
+
+def test_demonstrations_that_cannot_be_branched_are_refused_before_anything_is_learned(
+    env: HeadstartVecEnv, demos: Demos
+) -> None:
+    policy = fresh_policy(env)
+    before = weights(policy)
+    record = dataclasses.replace(demos, unbranchable="it is a record.")
+    with pytest.raises(UsageError, match="cannot be branched: it is a record"):
+        Reflection(policy, SPARING).fit(record, practise=env)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(policy).items())
