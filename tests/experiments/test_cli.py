@@ -708,6 +708,7 @@ import os, signal, time
 from multiprocessing import resource_tracker
 from headstart.experiments import cli
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs these tests with nohup has it ignored
 cli._start_resource_tracker()
 os.kill(resource_tracker._resource_tracker._pid, signal.SIGHUP)
 time.sleep(0.5)
