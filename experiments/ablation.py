@@ -36,14 +36,13 @@ from headstart.learners import ReflectionConfig
 
 VARIANTS = (
     "default",
-    "k=2",
-    "k=4",
-    "judge.horizon=3",
-    "judge.horizon=8",
+    "sparing=False",
+    "sparing=False k=2",
+    "sparing=False k=4",
+    "sparing=False judge.horizon=3",
+    "sparing=False judge.horizon=8",
     "judge.members=1",
     "judge.weight=1",
-    "walks=0",
-    "rounds=0",
     "rounds=1",
     "states=500",
 )
@@ -52,7 +51,7 @@ CURVE = ("rl_start", "rl_area", "rl_minimum", "rl_end", "steps_to_80", "steps_to
 
 
 def variant(default: Any, name: str) -> Any:
-    """The default with the settings that ``name`` lists, such as "k=2 judge.horizon=3"; "default" lists none.
+    """The default with the settings that ``name`` lists, such as "rounds=1 judge.weight=1"; "default" lists none.
 
     Raises UsageError for what is no setting, or no value for it.
     """

@@ -25,7 +25,6 @@ BC_CONFIG = BCConfig(updates=300, hidden_past=0.0)
 REFLECT = ReflectionConfig(
     bc=BC_CONFIG,
     judge=JudgeConfig(updates=200),
-    walk_steps=4,
     rounds=1,
     levels=16,
     level_steps=60,

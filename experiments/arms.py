@@ -74,19 +74,16 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
 
     ``reflect_ppo``: settings of PPO from `reflect`'s warm starts, where those of the script, which suit bc, do not.
 
-    ``bc_long`` has as many updates as ``reflect``. ``reflect_frugal`` and ``reflect_sparing`` are for where steps are
-    dear: they execute only what they do not know already, without walks, in fewer episodes; the first in half as many
-    states as ``reflect``, the second in as many. ``bc_plain`` and
-    ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with a world model's loss beside
-    PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no RL.
+    ``bc_long`` has as many updates as ``reflect``. ``reflect_exhaustive`` executes every action, what is known already
+    too. ``bc_plain`` and ``reflect_plain`` go on with PPO as Stable-Baselines3 has it, ``bc_auxiliary`` with a world
+    model's loss beside PPO's, ``reflect_rehearsal`` with the judges' labels. Controls and other methods have no RL.
 
     A learner's name alone stands for the budget `extra`: its own stages come on top of bc's updates. With ``_matched``
     it makes no more updates than bc, all of its stages shortened alike; with ``_memoryless`` its policy sees nothing
     but the present.
     """
     reflect = reflection_around(bc)
-    sparing = dataclasses.replace(reflect, levels=64, walks=0, sparing=True)
-    frugal = dataclasses.replace(sparing, levels=32, states=1000, draws=4)
+    exhaustive = dataclasses.replace(reflect, sparing=False)
     ppo = reflect_ppo or {}
     named = {
         "scratch": Arm(None, memory, rl=True),
@@ -94,8 +91,7 @@ def arms_around(bc: BCConfig, memory: int, *, reflect_ppo: dict[str, Any] | None
         "bc_long": Arm(dataclasses.replace(bc, updates=reflect.total_updates), memory, rl=False),
         "iwm": Arm(IWMConfig(bc=bc), memory, rl=False),
         "reflect": Arm(reflect, memory, rl=True, ppo=ppo),
-        "reflect_frugal": Arm(frugal, memory, rl=True, ppo=ppo),
-        "reflect_sparing": Arm(sparing, memory, rl=True, main=False, ppo=ppo),
+        "reflect_exhaustive": Arm(exhaustive, memory, rl=True, main=False, ppo=ppo),
     }
     others: dict[str, LearnerConfig] = {
         "iwm_joint": IWMConfig(bc=bc, mode="joint"),

@@ -47,9 +47,9 @@ SEED_LIMIT = 2**32  # numpy's old generator, which Stable-Baselines3 seeds, take
 IDS = ("MiniGrid-", "BabyAI-", "Headstart-")
 OWN = re.compile(r"[\w./:-]+-v\d+|[\w.]+:\w+")  # an id of Gymnasium, or module:function
 # Names of arms_around, which takes too long to import; a test compares.
-MAIN_ARMS = ("scratch", "bc", "bc_long", "iwm", "reflect", "reflect_frugal")
+MAIN_ARMS = ("scratch", "bc", "bc_long", "iwm", "reflect")
 OTHER_ARMS = (
-    *("reflect_sparing", "bc_plain", "reflect_plain", "bc_auxiliary", "reflect_rehearsal"),
+    *("reflect_exhaustive", "bc_plain", "reflect_plain", "bc_auxiliary", "reflect_rehearsal"),
     *("iwm_joint", "inverse", "preference", "star"),
     *("noop", "random_judge", "self_label", "iwm_reflect", "reflect_rationale", "reflect_shuffled", "dagger"),
     *("iwm_matched", "reflect_matched", "inverse_matched", "preference_matched", "star_matched", "noop_matched"),

@@ -54,8 +54,7 @@ LOOKS = {
     "iwm_reflect": Look("#9e3a00", (0, (10, 1)), "H"),
     "dagger": Look("#111111", (0, (12, 3, 1, 3)), "X"),
     "reflect": Look("#d55e00", "solid", "D", strong=True),
-    "reflect_frugal": Look("#b07d00", (0, (6, 1.5)), "*"),
-    "reflect_sparing": Look("#8f3d6b", (0, (3, 1)), "P"),
+    "reflect_exhaustive": Look("#8f3d6b", (0, (3, 1)), "P"),
     "reflect_plain": Look("#b5674d", (0, (1.5, 1.5)), (4, 1, 0)),
     "bc_plain": Look("#5b84ad", (0, (1.5, 2.5)), (4, 1, 45)),
 }

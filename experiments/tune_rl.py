@@ -1,8 +1,8 @@
 """Tune fine-tuning on validation levels, from the warm start of behaviour cloning or from another.
 
     python experiments/tune_rl.py key_corridor                         -> results/key_corridor/rl.csv
-    python experiments/tune_rl.py key_corridor --arms reflect_frugal   -> the same, beside bc's rows
-    python experiments/tune_rl.py key_corridor --cures --arms bc reflect_frugal
+    python experiments/tune_rl.py key_corridor --arms reflect          -> the same, beside bc's rows
+    python experiments/tune_rl.py key_corridor --cures --arms bc reflect
                                                                        -> results/key_corridor/cures.csv
 
 A setting's score is its mean success over the steps of RL, the area under the curve, averaged over the draws of

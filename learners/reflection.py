@@ -4,9 +4,9 @@
     2. Judge.    judges.py: J(h, s') scores a consequence, by what is known so far and what is seen after an action. At
                  expert states it learns to find the expert's future s_i among those of all own actions s_i^k:
                      L_J = -log softmax_k J(h_i, s_i^k)[expert's]
-    3. Practise. The agent acts by itself, around the demonstrations and on fresh levels, and in the states it
-                 reaches it tries all its actions. (``sparing``: all but those whose futures it knows already, because
-                 it has seen them, or is sure that nothing changes. These are judged like the others.)
+    3. Practise. The agent acts by itself on fresh levels, and in the states it reaches it tries all its actions: all
+                 but those whose futures it knows already, because it has seen them, or is sure that nothing changes
+                 (affordance.py). These are judged like the others.
     4. Label.    q(a | h) = softmax_a (w log J + (1 - w) log pi_0), by futures that were really executed and by
                  imitation: what comes of an action, and what an expert would have done.
     5. Learn.    L = -log pi(a_i | h_i)  -  w' sum_a q(a | h) log pi(a | h)   over expert's and own states.
@@ -18,9 +18,8 @@ learned. Steps 3 to 5 on fresh levels are ours: DAgger (arXiv 1011.0686) with th
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count
 from math import inf
 from numbers import Integral
 from typing import Any, get_args
@@ -35,7 +34,7 @@ from headstart.envs.collect import Alternatives
 from headstart.envs.effects import EFFECTS, effects, explain
 from headstart.envs.errors import DataError, UsageError
 from headstart.envs.mirror import mirror_action, with_mirror_image
-from headstart.envs.simulator import Actor, Obs, Simulator, uniform_actor
+from headstart.envs.simulator import Obs, Simulator
 from headstart.envs.transitions import Branches, Demos, Walk
 from headstart.learners.affordance import Affordances
 from headstart.learners.bc import BC, BCConfig, imitation_targets
@@ -58,24 +57,20 @@ class ReflectionConfig:
     are learned from in what follows.)"""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """How the judges are trained and read."""
-    walks: int = 1
-    """Random walks from every expert state, before the first round."""
-    walk_steps: int = 2
-    """Steps of each of these walks, at least one."""
     rounds: int = 2
-    """Rounds of practice on fresh levels with the policy so far. Without any, it learns once, from the walks."""
-    levels: int = 256
+    """Rounds of practice on fresh levels, with the policy so far."""
+    levels: int = 64
     """Fresh levels that are played at a time, until ``states`` have been reached."""
     level_steps: int = 60
     """Longest episode on a fresh level."""
     states: int = 2000
-    """States in which every action is tried, of a round's episodes; and of the walks, at most."""
-    draws: int = 8
+    """States in which every action is tried, of a round's episodes."""
+    draws: int = 4
     """Where luck decides what an action leads to: how often all actions are tried in a state, each time with other
     luck. A judge that saw one future of each would learn the luck by heart."""
-    sparing: bool = False
-    """Whether to execute only what is not known already (affordance.py): not the action that the expert or the agent
-    has taken in a state, nor what is sure to change nothing."""
+    sparing: bool = True
+    """Whether to execute only what is not known already: not the action that the expert or the agent has taken in a
+    state, nor what is sure to change nothing."""
     k: int | None = None
     """How many actions are tried in an own state; None for all. Judges speak of those that were tried, and the others
     are left what imitation gives them. At demonstrated states `branch(demos, k=...)` decides."""
@@ -91,17 +86,13 @@ class ReflectionConfig:
     """The control: learn the rationales of other states."""
 
     def __post_init__(self) -> None:
-        check_settings(self, **dict.fromkeys(("walk_steps", "levels", "states", "draws"), (1, inf)))
+        check_settings(self, **dict.fromkeys(("rounds", "levels", "states", "draws"), (1, inf)))
         if self.alternatives not in get_args(Alternatives):
             raise UsageError(f"alternatives={self.alternatives!r}: choose from {', '.join(get_args(Alternatives))}.")
         if self.sparing and (self.judge.horizon > 1 or self.k is not None):
             raise UsageError("sparing=True knows one step ahead, of every action: with judge.horizon or k it is False.")
         if self.k is not None and (not isinstance(self.k, Integral) or self.k < 1):
             raise UsageError(f"k={self.k!r}: choose how many actions are tried, at least one. None tries all of them.")
-        if not (self.walks or self.rounds):
-            raise UsageError(
-                "walks=0 and rounds=0: without practice there is nothing to reflect on. Choose one of them."
-            )
 
     @property
     def horizon(self) -> int:
@@ -117,7 +108,7 @@ class ReflectionConfig:
     @property
     def policy_updates(self) -> int:
         """Those of the policy alone."""
-        return self.bc.total_updates + max(self.rounds, 1) * self.round_updates
+        return self.bc.total_updates + self.rounds * self.round_updates
 
 
 class Reflection:
@@ -157,24 +148,12 @@ class Reflection:
         # 3. practise, 4. label, 5. learn
         own: list[Branches] = []
         labels: list[NDArray] = []
-
-        def practise_from(starts: Iterable[Simulator], actor: Actor, steps: int) -> None:
-            states, walk = self.reach(starts, actor, steps, rng)
+        for _ in range(c.rounds):
+            states, walk = self.reach(practise, rng)
             if len(states):
                 own.append(self._try(states, rng, walk=walk))
                 labels.append(self.label(own[-1], states))
                 self.env_steps += own[-1].env_steps
-
-        if c.walks:
-            around = expert_states.fork(np.repeat(np.arange(len(demos)), c.walks))
-            wander = uniform_actor(around.n_actions)
-            self.env_steps += around.step(wander(around.observe(), rng))  # away from the expert
-            practise_from([around], wander, c.walk_steps - 1)
-        for _ in range(c.rounds):
-            fresh = (practise.fresh(c.levels, rng) for _ in count())
-            practise_from(fresh, self.policy.actor(), c.level_steps)
-            metrics |= self.fit_policy(demos, own, labels, c.round_updates)
-        if not c.rounds:
             metrics |= self.fit_policy(demos, own, labels, c.round_updates)
         self.policy.warm_start = "reflect"
         return Fitted(self.updates, self.env_steps, metrics)
@@ -234,18 +213,17 @@ class Reflection:
         return metrics
 
     # ---- 3. practise ----
-    def reach(
-        self, starts: Iterable[Simulator], actor: Actor, steps: int, rng: np.random.Generator
-    ) -> tuple[Simulator, Walk]:
-        """Act from the first of the starts, or from as many as it takes: some of the states on the way, in which
-        episodes go on, and what was done there."""
+    def reach(self, practise: Practice, rng: np.random.Generator) -> tuple[Simulator, Walk]:
+        """Act on as many fresh levels as it takes: some of the states on the way, in which episodes go on, and what was
+        done there."""
         c, played, walks, reached = self.config, [], [], 0
-        for start in starts:
-            states, walk = collect.practise(start, actor, steps=steps, rng=rng)
+        while reached < c.states:
+            fresh = practise.fresh(c.levels, rng)
+            states, walk = collect.practise(fresh, self.policy.actor(), steps=c.level_steps, rng=rng)
             played.append(states)
             walks.append(walk)
             reached += len(states)
-            if reached >= c.states or not len(states):
+            if not len(states):
                 break
         states, walk = collect.join(played), Walk.join(walks)
         self.env_steps += walk.env_steps

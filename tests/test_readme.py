@@ -19,8 +19,6 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 SMALL = ReflectionConfig(
     bc=BCConfig(updates=5),
     judge=JudgeConfig(updates=5),
-    walks=1,
-    walk_steps=2,
     rounds=1,
     levels=4,
     level_steps=8,

@@ -1,7 +1,6 @@
 """Arms: what is compared with what, and budgets that are what they say."""
 
 import dataclasses
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,6 @@ from headstart.learners import LEARNERS, BCConfig, IWMConfig, JudgeConfig, Refle
 
 BC = BCConfig(updates=900, learning_rate=2e-3, hidden_past=0.25)
 ARMS = arms_around(BC, memory=2)
-FRUGAL: dict[str, Any] = {"levels": 32, "states": 1000, "draws": 4, "walks": 0, "sparing": True}
 
 
 def test_the_main_arms_differ_in_what_is_compared() -> None:
@@ -22,7 +20,6 @@ def test_the_main_arms_differ_in_what_is_compared() -> None:
         "bc_long": Arm(dataclasses.replace(BC, updates=reflect.total_updates), memory=2, rl=False),
         "iwm": Arm(IWMConfig(bc=BC), memory=2, rl=False),
         "reflect": Arm(reflect, memory=2, rl=True),
-        "reflect_frugal": Arm(dataclasses.replace(reflect, **FRUGAL), memory=2, rl=True),
     }
     assert reflect.total_updates > BC.updates
 
@@ -45,14 +42,12 @@ def test_every_arm_looks_at_demonstrations_as_bc_does(name: str) -> None:
     assert all(dataclasses.replace(bc, updates=900) == BC for bc in found)
 
 
-def test_the_frugal_arm_has_less_practice_and_is_else_the_same() -> None:
-    reflect, frugal = ARMS["reflect"].learner, ARMS["reflect_frugal"].learner
+def test_the_exhaustive_arm_executes_everything_and_is_else_the_same() -> None:
+    reflect = ARMS["reflect"].learner
     assert isinstance(reflect, ReflectionConfig)
-    assert isinstance(frugal, ReflectionConfig)
-    assert (8 * frugal.levels, 2 * frugal.states, 2 * frugal.draws) == (reflect.levels, reflect.states, reflect.draws)
-    assert dataclasses.replace(reflect, **FRUGAL) == frugal
-    sparing = dataclasses.replace(reflect, levels=64, walks=0, sparing=True)
-    assert ARMS["reflect_sparing"] == dataclasses.replace(ARMS["reflect_frugal"], learner=sparing, main=False)
+    assert reflect.sparing
+    exhaustive = dataclasses.replace(reflect, sparing=False)
+    assert ARMS["reflect_exhaustive"] == dataclasses.replace(ARMS["reflect"], learner=exhaustive, main=False)
 
 
 def test_arms_with_settings_of_ppo_are_else_those_that_they_are_compared_with() -> None:
@@ -72,7 +67,7 @@ def test_arms_with_settings_of_ppo_are_else_those_that_they_are_compared_with() 
 def test_settings_of_ppo_for_reflect_are_those_of_all_arms_that_start_from_it() -> None:
     found, same = arms_around(BC, memory=4, reflect_ppo={"learning_rate": 1e-4}), arms_around(BC, memory=4)
     slower = {name for name, arm in found.items() if arm != same[name]}
-    assert slower == {"reflect", "reflect_frugal", "reflect_sparing", "reflect_plain", "reflect_rehearsal"}
+    assert slower == {"reflect", "reflect_exhaustive", "reflect_plain", "reflect_rehearsal"}
     for name in slower:
         assert found[name] == dataclasses.replace(same[name], ppo={"learning_rate": 1e-4, **same[name].ppo})
 

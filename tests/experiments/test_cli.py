@@ -194,7 +194,7 @@ def test_every_environment_has_its_script(name: str):
     assert isinstance(experiment, Experiment)
     assert experiment == Experiment.of(ENVIRONMENTS[name], experiment.arms, experiment.rl)
     main = [name for name, arm in experiment.arms.items() if arm.main]
-    assert main == ["scratch", "bc", "bc_long", "iwm", "reflect", "reflect_frugal"]
+    assert main == ["scratch", "bc", "bc_long", "iwm", "reflect"]
     assert all(0 <= arm.memory <= experiment.history for arm in experiment.arms.values())
     bc = experiment.arms["bc"]
     assert experiment.arms == arms_around(bc.learner, bc.memory, reflect_ppo=experiment.arms["reflect"].ppo)

@@ -39,8 +39,6 @@ IWM = IWMConfig(updates=4, batch_size=8, horizon=2, bc=BC)
 REFLECT = ReflectionConfig(
     bc=BC,
     judge=JudgeConfig(members=1, dropout=0.3, updates=52),
-    walks=1,
-    walk_steps=2,
     rounds=1,
     levels=3,
     level_steps=6,

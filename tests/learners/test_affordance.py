@@ -26,7 +26,6 @@ SPARING = ReflectionConfig(
     levels=3,
     states=180,
     round_updates=2,
-    sparing=True,
 )
 
 
@@ -183,12 +182,11 @@ def test_a_sparing_fit_counts_what_it_executes(
 
     monkeypatch.setattr(affordance, "branch", counted)
     monkeypatch.setattr(collect, "practise", watched)
-    config = dataclasses.replace(SPARING, walks=0)
-    fitted = Reflection(fresh_policy(env), config).fit(demos, practise=env)
+    fitted = Reflection(fresh_policy(env), SPARING).fit(demos, practise=env)
     spared = sum(executed)
     assert fitted.env_steps == spared
-    assert fitted.updates == config.total_updates == 3 + 2 + 2 * 2
-    wasteful = Reflection(fresh_policy(env), dataclasses.replace(config, sparing=False)).fit(demos, branches, env)
+    assert fitted.updates == SPARING.total_updates == 3 + 2 + 2 * 2
+    wasteful = Reflection(fresh_policy(env), dataclasses.replace(SPARING, sparing=False)).fit(demos, branches, env)
     assert fitted.env_steps < 0.7 * (wasteful.env_steps + branches.env_steps)
 
 

@@ -30,12 +30,11 @@ ENV_ID = "MiniGrid-DoorKey-5x5-v0"
 SMALL = ReflectionConfig(
     bc=BCConfig(updates=3, batch_size=8, learning_rate=1e-3),
     judge=JudgeConfig(members=2, dropout=0.1, updates=4),
-    walks=2,
-    walk_steps=3,
     rounds=2,
     levels=3,
     level_steps=5,
     states=18,
+    sparing=False,
     round_updates=2,
 )
 UPDATES = 3 + 2 * 4 + 2 * 2
@@ -265,8 +264,8 @@ def test_the_label_of_a_mirrored_state_is_the_mirrored_label(
 
 def test_the_mirror_costs_no_step(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     steps = []
-    for mirror in (False, True):  # without rounds, whose steps depend on the policy
-        config = dataclasses.replace(small(mirror=mirror), rounds=0)
+    for mirror in (False, True):  # in episodes of one step, which no policy can end
+        config = dataclasses.replace(small(mirror=mirror), rounds=1, level_steps=1, states=6)
         steps.append(Reflection(fresh_policy(env), config).fit(demos, branches, env).env_steps)
     assert steps[0] == steps[1] > 0
 
@@ -314,7 +313,7 @@ def test_what_a_fit_costs_is_counted(
     assert logged == [3 + 50, 3 + 60 + 50, 3 + 2 * 60 + 50]  # of a stage, after all before it
 
 
-def test_it_practises_around_the_demonstrations_then_on_fresh_levels(
+def test_it_practises_on_fresh_levels(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
     practised: list[tuple[Simulator, int]] = []
@@ -327,18 +326,12 @@ def test_it_practises_around_the_demonstrations_then_on_fresh_levels(
     asked: list[int] = []
     fresh = SimpleNamespace(fresh=lambda n, rng: (asked.append(n), env.fresh(n, rng))[1])
     Reflection(fresh_policy(env), SMALL).fit(demos, branches, fresh)
-    (around, steps), *rounds = practised
-    # every walk leaves its expert state with a random first step; the expert's states themselves come from branches
-    left = np.repeat(demos.obs["frames"][:, -1], SMALL.walks, axis=0)
-    np.testing.assert_equal(around.observe()["frames"][:, -2], left)
-    assert len(np.unique(around.observe()["actions"][:, -1])) > 4
-    assert steps == SMALL.walk_steps - 1
     assert asked == [3, 3]
-    assert [(len(start), start.t.max(), steps) for start, steps in rounds] == [(3, 0, 5)] * 2
-    assert set(rounds[0][0].state_hash()) != set(rounds[1][0].state_hash())
+    assert [(len(start), start.t.max(), steps) for start, steps in practised] == [(3, 0, 5)] * 2
+    assert set(practised[0][0].state_hash()) != set(practised[1][0].state_hash())
 
 
-def test_it_learns_from_walks_and_all_rounds_so_far(
+def test_it_learns_from_all_rounds_so_far(
     monkeypatch: pytest.MonkeyPatch, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
     """Each state beside its own label; and nobody asks the expert about the states that it has not been in."""
@@ -357,7 +350,7 @@ def test_it_learns_from_walks_and_all_rounds_so_far(
     monkeypatch.setattr(learner, "fit_policy", watched)
     learner.fit(demos, branches, env)
     assert [updates for _, _, updates in calls] == [2, 2]
-    assert [len(own) for own, _, _ in calls] == [2, 3]
+    assert [len(own) for own, _, _ in calls] == [1, 2]
     own, labels, _ = calls[-1]
     assert all((practised.expert_action == -1).all() for practised in own)
     for states, label in zip(own, labels, strict=True):
@@ -374,16 +367,16 @@ def test_of_many_states_some_are_branched(env: HeadstartVecEnv, demos: Demos, br
 
     learner.fit_policy = watched  # type: ignore[method-assign]
     fitted = learner.fit(demos, branches, env)
-    assert calls[-1] == [4, 4, 4]
-    walked = 3 * 5  # at most, in each round; and around the demonstrations
-    assert fitted.env_steps <= 3 * 4 * 7 + 2 * walked + SMALL.walks * SMALL.walk_steps * len(demos)
+    assert calls[-1] == [4, 4]
+    walked = 3 * 5  # at most, in each round
+    assert 2 * 4 * 7 < fitted.env_steps <= 2 * (4 * 7 + walked)
 
 
 def test_where_episodes_are_short_it_plays_more_of_them(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     """Not so many levels, but so many states; and all that was walked for them is counted."""
     asked: list[int] = []
     fresh = SimpleNamespace(fresh=lambda n, rng: (asked.append(n), env.fresh(n, rng))[1])
-    config = dataclasses.replace(SMALL, walks=0, rounds=1, level_steps=1, states=40)  # 6 states of 3 levels
+    config = dataclasses.replace(SMALL, rounds=1, level_steps=1, states=40)  # 6 states of 3 levels
     learner = Reflection(fresh_policy(env), config)
     fitted = learner.fit(demos, branches, fresh)
     assert asked == [3] * 7
@@ -393,16 +386,22 @@ def test_where_episodes_are_short_it_plays_more_of_them(env: HeadstartVecEnv, de
 
 
 def test_it_does_not_wait_for_states_that_never_come(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
-    """From somebody's own place to practise, that has no level left."""
-    asked: list[int] = []
-    nowhere = SimpleNamespace(fresh=lambda n, rng: (asked.append(n), env.fresh(n, rng).fork(np.zeros(0, np.int64)))[1])
-    learner = Reflection(fresh_policy(env), SMALL)
-    learner.fit(demos, branches, nowhere)
-    assert asked == [3, 3]
-    assert learner.lessons is not None
-    assert len(learner.lessons.target) == SMALL.states  # of the walks
-    with pytest.raises(DataError, match="practice came to no state"):
-        Reflection(fresh_policy(env), dataclasses.replace(SMALL, walks=0)).fit(demos, branches, nowhere)
+    """From somebody's own place to practise, that has no level left, after the first round or from the beginning."""
+    for levels_left in (3, 0):
+        left = [levels_left]
+
+        def fresh(n: int, rng: np.random.Generator, left: list[int] = left) -> Simulator:
+            some = np.arange(min(n, left.pop() if left else 0))
+            return env.fresh(n, rng).fork(some)
+
+        learner, somewhere = Reflection(fresh_policy(env), SMALL), SimpleNamespace(fresh=fresh)
+        if levels_left:
+            learner.fit(demos, branches, somewhere)
+            assert learner.lessons is not None
+            assert len(learner.lessons.target) == SMALL.states
+        else:
+            with pytest.raises(DataError, match="practice came to no state"):
+                learner.fit(demos, branches, somewhere)
 
 
 # ---- options ----
@@ -557,32 +556,6 @@ def test_the_rationale_in_the_mirror(env: HeadstartVecEnv, branches: Branches) -
     np.testing.assert_equal(margin[n:], margin[:n][:, LEFT_IS_RIGHT])
 
 
-def test_without_rounds_it_learns_from_walks(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
-    config = dataclasses.replace(SMALL, rounds=0)
-    learner = Reflection(fresh_policy(env), config)
-    own = practised(learner, demos, branches, env)
-    assert len(own) == 1
-    assert learner.updates == config.total_updates == 3 + 2 * 4 + SMALL.round_updates
-    with pytest.raises(UsageError, match="walk_steps=0"):
-        Reflection(fresh_policy(env), dataclasses.replace(SMALL, walk_steps=0))
-
-
-def test_walks_that_all_end_at_once_are_no_states(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
-    """Of demonstrations of one step before a limit of one step."""
-    start = np.cumsum(demos.length) - demos.length
-    first = dataclasses.replace(
-        demos,
-        horizon=1,
-        length=np.ones_like(demos.length),
-        action=demos.action[start],
-        state_hash=demos.state_hash[start],
-        obs={name: value[start] for name, value in demos.obs.items()},
-    )
-    learner = Reflection(fresh_policy(env), SMALL)
-    own = practised(learner, first, branch(first), env)
-    assert len(own) == SMALL.rounds  # nothing around the demonstrations
-
-
 def test_it_is_fitted_once(env: HeadstartVecEnv, demos: Demos, branches: Branches) -> None:
     learner = Reflection(fresh_policy(env), SMALL)
     learner.fit(demos, branches, env)
@@ -606,15 +579,15 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_learned(
     for k in (0, 2.5):
         with pytest.raises(UsageError, match=f"k={k}: choose how many"):
             dataclasses.replace(SMALL, k=k)
-    with pytest.raises(UsageError, match="walks=0 and rounds=0"):
-        dataclasses.replace(SMALL, walks=0, rounds=0)
+    with pytest.raises(UsageError, match="rounds=0"):
+        dataclasses.replace(SMALL, rounds=0)
 
 
 def test_judges_learn_from_every_draw_with_pasts_hidden(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     obstacles = "MiniGrid-Dynamic-Obstacles-6x6-v0"
     demos = collect_demos(obstacles, 2, history=2, cache=cache)
     env = make_vec_env(obstacles, 2, history=2, n_levels=16, cache=cache)
-    config = dataclasses.replace(small(hidden_past=0.5, mirror=False), draws=4, rounds=0)
+    config = dataclasses.replace(small(hidden_past=0.5, mirror=False), draws=4, rounds=1)
     config = dataclasses.replace(config, judge=dataclasses.replace(SMALL.judge, updates=60))
     learner, hidden, futures = Reflection(fresh_policy(env), config), [], set()
     loss = learner.judges.loss

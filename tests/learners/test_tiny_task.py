@@ -20,8 +20,6 @@ PLAYED = {"history": 1, "horizon": 60}
 REFLECT = ReflectionConfig(
     bc=BCConfig(updates=300, batch_size=32, learning_rate=1e-3),
     judge=JudgeConfig(members=1, dropout=0.0, updates=200),
-    walks=3,
-    walk_steps=4,
     rounds=1,
     levels=20,
     level_steps=40,

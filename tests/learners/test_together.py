@@ -35,7 +35,7 @@ VARIANTS = {config.__name__: shortened(config, BC, REFLECT) for config in LEARNE
     "held out": dataclasses.replace(BC, held_out=0.3),
     "joint": IWMConfig(bc=BC, updates=2, mode="joint"),
     "rationale": dataclasses.replace(REFLECT, rationale_weight=0.3),
-    "sparing": dataclasses.replace(REFLECT, sparing=True),
+    "exhaustive": dataclasses.replace(REFLECT, sparing=False),
 }
 
 
