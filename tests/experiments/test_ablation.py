@@ -96,11 +96,21 @@ def test_some_variants_on_more_draws_with_rl(
         return found | {"steps_to_95": None if seed == 1001 else 4_000}
 
     monkeypatch.setattr(ablation, "measure", fake)
-    options = ["--only", "k=2", "states=500 judge.members=1", "--draws", "3", "--rl", "500", "--csv", "few.csv"]
+    options = [
+        "--only",
+        "sparing=False k=2",
+        "states=500 judge.members=1",
+        "--draws",
+        "3",
+        "--rl",
+        "500",
+        "--csv",
+        "few.csv",
+    ]
     monkeypatch.setattr(sys, "argv", [*sys.argv, *options])
     ablation.main()
     rows = read_rows(results.with_name("few.csv"), kind="tuning")
-    assert [row["variant"] for row in rows] == ["k=2"] * 3 + ["states=500 judge.members=1"] * 3
+    assert [row["variant"] for row in rows] == ["sparing=False k=2"] * 3 + ["states=500 judge.members=1"] * 3
     assert [row["seed"] for row in rows[:3]] == ["1000", "1001", "1002"]
     assert [row["steps_to_95"] for row in rows[:3]] == ["4000", "", "4000"]
     assert "RL  60.0 in the mean, 95 % after 4,000, never, 4,000 steps with these" in capsys.readouterr().out
@@ -121,12 +131,12 @@ def test_a_fit_is_measured_on_validation_levels(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(ablation, "evaluate", watched)
     monkeypatch.setattr(Reflection, "fit", kept)
-    config = ablation.variant(SMALL, "judge.horizon=3")
+    config = ablation.variant(SMALL, "sparing=False judge.horizon=3")
     found = ablation.measure(TINY, config, 1000)
     assert looked_at == ["validation"] * 12
     assert fitted[0].config == config
     assert found.keys() == {"env_steps", "success_sampled", "success_greedy"}
-    shorter = ablation.measure(TINY, SMALL, 1000)
+    shorter = ablation.measure(TINY, dataclasses.replace(SMALL, sparing=False), 1000)
     assert 0 < shorter["env_steps"] < found["env_steps"]  # the branches at the demonstrations are counted too
 
 

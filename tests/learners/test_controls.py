@@ -140,9 +140,12 @@ def test_the_seed_decides(kind: Any, env: HeadstartVecEnv, demos: Demos, branche
 def test_it_needs_branches_and_a_place_to_practise(
     kind: Any, env: HeadstartVecEnv, demos: Demos, branches: Branches
 ) -> None:
-    for missing in ((), (branches,), (None, env)):
-        with pytest.raises(UsageError, match=r"fit\(demos, branches, practise=env\)"):
+    for missing in ((), (branches,)):
+        with pytest.raises(UsageError, match=r"fit\(demos, practise=env\)"):
             make(kind, env).fit(demos, *missing)
+    exhaustive = type(CONTROLS[kind])(dataclasses.replace(REFLECT, sparing=False))
+    with pytest.raises(UsageError, match=r"fit\(demos, branches, practise=env\)"):
+        kind(fresh_policy(env), exhaustive).fit(demos, None, env)
 
 
 # ---- labels ----
@@ -234,7 +237,7 @@ def test_the_expert_is_asked_in_the_states_that_reflection_judges(
     learner.label = lambda b, states: (labels.append((b, states.fork(), label(b, states))), labels[-1][2])[1]
     fitted = learner.fit(demos, branches, env)
     assert [0, *(len(b) for b, _, _ in labels)] == asked  # first, whether there is anybody to be asked
-    assert fitted.metrics["dagger/queries"] == learner.queries == sum(asked) > len(demos)
+    assert fitted.metrics["dagger/queries"] == learner.queries == sum(asked) == 2 * 12
     for _, states, given in labels:
         told = advice(states)
         assert (given.sum(1) > 0).tolist() == (told >= 0).tolist()
@@ -293,7 +296,10 @@ def test_dagger_solves_more_of_a_tiny_task(cache: Path, demos: Demos, branches: 
     for seed, which in np.ndindex(success.shape):
         env = make_vec_env(ENV_ID, 2, history=2, horizon=60, n_levels=256, cache=cache)
         policy = fresh_policy(env)
-        learner = (SelfLabel(policy, SelfLabelConfig(config), seed=seed), Dagger(policy, DaggerConfig(config), seed=seed))
+        learner = (
+            SelfLabel(policy, SelfLabelConfig(config), seed=seed),
+            Dagger(policy, DaggerConfig(config), seed=seed),
+        )
         learner[which].fit(demos, branches, env)
         played = evaluate(unseen, policy.actor(), history=2, horizon=60, rng=np.random.default_rng(0))
         success[seed, which] = played[0].mean()

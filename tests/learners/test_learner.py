@@ -190,7 +190,9 @@ def test_settings_beyond_their_bounds(config: Any, settings: dict[str, Any]) -> 
 
 def test_more_actions_than_there_are(demos: Demos) -> None:
     with pytest.raises(UsageError, match="k=9: there are 5 actions to try"):
-        Reflection(policy_for(demos), ReflectionConfig(k=9)).fit(demos, branch(demos), make_vec_env(demos, 2))
+        Reflection(policy_for(demos), ReflectionConfig(k=9, sparing=False)).fit(
+            demos, branch(demos), make_vec_env(demos, 2)
+        )
 
 
 def test_another_history(demos: Demos) -> None:
