@@ -99,11 +99,15 @@ def runs_of(name: str, part: str = "") -> list[dict[str, Any]]:
     return [{k: v if k in ("arm", "env") else float(v) if v else None for k, v in row.items()} for row in rows]
 
 
+def studied(name: str) -> list[dict[str, Any]]:
+    """The rows of an environment that the study compares."""
+    baselines = [run for run in runs_of(name) if run["arm"] in BASELINES]
+    return baselines + [run for run in runs_of(name, "ppo") if run["arm"] == "reflect"]
+
+
 @pytest.mark.parametrize("row", study_rows(), ids=lambda row: row[0].strip("`"))
 def test_the_study_is_what_its_rows_say(row: list[str]) -> None:
-    name, cells = row[0].strip("`"), []
-    runs = [run for run in runs_of(name) if run["arm"] in BASELINES]
-    runs += [run for run in runs_of(name, "ppo") if run["arm"] == "reflect"]
+    runs, cells = studied(row[0].strip("`")), []
     for arm in (*BASELINES, "reflect"):
         some = [run for run in runs if run["arm"] == arm]
         cells.append(f"{100 * np.mean([run[f'success_{better_mode(some)}'] for run in some]):.1f}")
@@ -114,6 +118,20 @@ def test_the_study_is_what_its_rows_say(row: list[str]) -> None:
         low, high = found.interval
         cells.append(f"{100 * found.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
     assert row[1:] == cells
+
+
+def test_the_mean_of_the_study_is_what_its_rows_say() -> None:
+    said = []
+    for measure in ("success", "ood"):
+        found = {row[0].strip("`"): comparison(studied(row[0].strip("`")), measure=measure) for row in study_rows()}
+        over = across({name: one for name, one in found.items() if one is not None})
+        assert over is not None
+        assert over.mean.interval is not None
+        assert len(over.environments) == len(study_rows())
+        low, high = over.mean.interval
+        said.append(f"{100 * over.mean.value:+.1f}")
+        said.append(f"({100 * low:+.1f} to {100 * high:+.1f})")
+    assert "Over all eight {} points {}, out of distribution {} {}**".format(*said) in README.read_text()
 
 
 def after_ppo(name: str, arm: str, column: str) -> str:

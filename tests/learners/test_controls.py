@@ -295,12 +295,8 @@ def test_dagger_solves_more_of_a_tiny_task(cache: Path, demos: Demos, branches: 
     success = np.zeros((3, 2))
     for seed, which in np.ndindex(success.shape):
         env = make_vec_env(ENV_ID, 2, history=2, horizon=60, n_levels=256, cache=cache)
-        policy = fresh_policy(env)
-        learner = (
-            SelfLabel(policy, SelfLabelConfig(config), seed=seed),
-            Dagger(policy, DaggerConfig(config), seed=seed),
-        )
-        learner[which].fit(demos, branches, env)
+        policy, kind = fresh_policy(env), (SelfLabel, Dagger)[which]
+        kind(policy, type(CONTROLS[kind])(config), seed=seed).fit(demos, branches, env)
         played = evaluate(unseen, policy.actor(), history=2, horizon=60, rng=np.random.default_rng(0))
         success[seed, which] = played[0].mean()
     without, answered = success.mean(0)
