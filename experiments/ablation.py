@@ -19,7 +19,6 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, is_dataclass, replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,8 @@ from tqdm import tqdm
 from headstart.envs import bank, evaluate
 from headstart.envs.errors import UsageError
 from headstart.envs.processes import available_cores, end_with_parent
-from headstart.experiments.experiment import Experiment
+from headstart.envs.registry import ENVIRONMENTS
+from headstart.experiments.experiment import Experiment, experiment_of
 from headstart.experiments.runlog import write_rows
 from headstart.experiments.tune import LEVELS, RESULTS, SEEDS
 from headstart.experiments.tune_rl import curve, new, warm_start
@@ -115,6 +115,7 @@ def ablate(
         name: [pool.submit(measure, experiment, config, seed, rl) for seed in draws] for name, config in configs.items()
     }
     rows: list[dict[str, Any]] = []
+    wide = max(map(len, names))
     for name, futures in tqdm(jobs.items(), unit="variant", disable=None):
         found = [future.result() for future in futures]
         rows += [
@@ -126,7 +127,7 @@ def ablate(
             return float(np.mean([one[fact] for one in found]))
 
         success = f"{100 * mean('success_sampled'):5.1f} sampled {100 * mean('success_greedy'):5.1f} greedy"
-        line = f"{name:28} {success} {mean('env_steps'):9,.0f} steps"
+        line = f"{name:{wide}} {success} {mean('env_steps'):9,.0f} steps"
         if rl:
             there = ", ".join("never" if one["steps_to_95"] is None else f"{one['steps_to_95']:,}" for one in found)
             line += f", RL {100 * mean('rl_area'):5.1f} in the mean, 95 % after {there} steps with these"
@@ -136,7 +137,7 @@ def ablate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="+", help="experiments, such as key_corridor")
+    parser.add_argument("name", nargs="+", choices=ENVIRONMENTS, metavar="NAME", help="such as key_corridor")
     said = f"settings, such as those that are tried by default: {', '.join(VARIANTS)}"
     parser.add_argument("--only", nargs="+", default=VARIANTS, metavar="VARIANT", help=said)
     parser.add_argument("--rl", type=int, default=0, metavar="STEPS", help="go on with PPO from every fit")
@@ -152,7 +153,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, context, initializer=end_with_parent) as pool:
         for name in options.name:
-            experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
+            experiment = experiment_of(name)
             for split, n in (("train", experiment.train_levels), ("validation", LEVELS)):
                 bank(experiment.env_id, split, n)  # before processes ask for it at the same time
             print(f"{name}: what reflect owes to its parts", flush=True)

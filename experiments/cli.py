@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import errno
-import importlib
 import json
 import multiprocessing
 import os
@@ -502,7 +501,9 @@ def _with_demos(experiment: "Experiment", demos: int | None) -> "Experiment":
 
 def _experiment(name: str) -> "Experiment":
     if name in ENVIRONMENTS:
-        return importlib.import_module(f"headstart.experiments.{name}").EXPERIMENT
+        from headstart.experiments.experiment import experiment_of
+
+        return experiment_of(name)
     names = ", ".join(ENVIRONMENTS)
     if name.startswith(IDS):
         same = [row.name for row in ENVIRONMENTS.values() if name in (row.id, *(variant.id for variant in row.ood))]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 
 from headstart.envs.banks import bank, import_seeds
 from headstart.envs.errors import UsageError
@@ -13,7 +14,7 @@ from headstart.experiments.arms import Arm
 from headstart.experiments.finetune import RL
 from headstart.learners import LEARNERS, IWMReflect, Reflection
 
-__all__ = ["MODES", "RL", "Exam", "Experiment", "exams", "plan", "seconds"]
+__all__ = ["MODES", "RL", "Exam", "Experiment", "exams", "experiment_of", "plan", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Experiment:
         if self.arms[arm].rl and ppo and self.rl.algorithm != "ppo":
             raise UsageError(f"{arm}: has settings of PPO, but {self.name} fine-tunes by {self.rl.algorithm}.")
         return replace(self.rl, settings={**self.rl.settings, **ppo})
+
+
+def experiment_of(name: str) -> Experiment:
+    """The experiment of a script, by the name that the registry has for its environment."""
+    return import_module(f"headstart.experiments.{name}").EXPERIMENT
 
 
 # ---- how it is tested ----

@@ -18,13 +18,12 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 from headstart.envs import storage
 from headstart.envs.processes import available_cores, end_with_parent
 from headstart.envs.registry import ENVIRONMENTS
-from headstart.experiments.experiment import Experiment, seconds
+from headstart.experiments.experiment import experiment_of, seconds
 from headstart.experiments.pipeline import Run, demonstrate, run_arm
 from headstart.experiments.pool import levels
 
@@ -37,7 +36,7 @@ def planned(names: Iterable[str], arms: Iterable[str], seeds: Iterable[int], out
     """One seed of all environments after the other, so that a slice leaves few environments behind the others."""
     runs = []
     for name in names:
-        experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
+        experiment = experiment_of(name)
         chosen = {arm: replace(experiment.arms[arm], rl=False) for arm in arms}
         runs += [Run(replace(experiment, arms=chosen), arm, seed, out) for arm in chosen for seed in seeds]
     return sorted(runs, key=lambda run: (run.seed, -seconds(run.experiment, run.arm)[0]))

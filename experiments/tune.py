@@ -19,7 +19,6 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,12 @@ from tqdm import tqdm
 
 from headstart.envs import bank, collect_demos, evaluate, make_vec_env
 from headstart.envs.processes import available_cores, end_with_parent
+from headstart.envs.registry import ENVIRONMENTS
 from headstart.envs.transitions import Demos
 from headstart.experiments.arms import Arm
 from headstart.experiments.budgets import BAND
 from headstart.experiments.evidence import scaled
-from headstart.experiments.experiment import Experiment
+from headstart.experiments.experiment import Experiment, experiment_of
 from headstart.experiments.runlog import flat, write_rows
 from headstart.learners import BC, PPO, BCConfig
 
@@ -181,7 +181,7 @@ JOBS = {"settings": (settings, 2), "budget": (budget, 3), "history": (history, 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", choices=JOBS)
-    parser.add_argument("name", nargs="+", help="experiments, such as door_key")
+    parser.add_argument("name", nargs="+", choices=ENVIRONMENTS, metavar="NAME", help="experiments, such as door_key")
     parser.add_argument("--demos", type=int, help="demonstrations, in place of what the registry says")
     parser.add_argument("--updates", type=int, default=BCConfig.updates, help="that the search begins with")
     parser.add_argument("--processes", type=int, default=available_cores())
@@ -190,7 +190,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, context, initializer=end_with_parent) as pool:
         for name in options.name:
-            experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
+            experiment = experiment_of(name)
             if options.demos:
                 experiment = replace(experiment, demos=options.demos)
             print(f"{name}: {options.job}", flush=True)

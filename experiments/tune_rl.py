@@ -21,7 +21,6 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,10 @@ from tqdm import tqdm
 
 from headstart.envs import bank
 from headstart.envs.processes import available_cores, end_with_parent
+from headstart.envs.registry import ENVIRONMENTS
 from headstart.envs.transitions import Demos
 from headstart.experiments.arms import Arm
-from headstart.experiments.experiment import Experiment
+from headstart.experiments.experiment import Experiment, experiment_of
 from headstart.experiments.finetune import RL, fine_tune, new_model
 from headstart.experiments.pipeline import fit
 from headstart.experiments.runlog import read_rows, write_rows
@@ -140,7 +140,7 @@ def search(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="+", help="experiments, such as door_key")
+    parser.add_argument("name", nargs="+", choices=ENVIRONMENTS, metavar="NAME", help="experiments, such as door_key")
     parser.add_argument("--cures", action="store_true", help="search what keeps PPO from forgetting -> cures.csv")
     parser.add_argument("--arms", nargs="+", default=["bc"], metavar="ARM", help="warm starts (default: bc)")
     parser.add_argument("--processes", type=int, default=available_cores())
@@ -148,7 +148,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, context, initializer=end_with_parent) as pool:
         for name in options.name:
-            experiment: Experiment = import_module(f"headstart.experiments.{name}").EXPERIMENT
+            experiment = experiment_of(name)
             for arm in options.arms:
                 if arm not in experiment.arms or experiment.arms[arm].learner is None:
                     parser.error(f"argument --arms: {name} has no warm start {arm!r}")

@@ -11,6 +11,7 @@ import tiny
 
 from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
+from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments import ablation, tune
 from headstart.experiments.arms import Arm
 from headstart.experiments.experiment import RL, Experiment
@@ -31,6 +32,7 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(ablation, "ProcessPoolExecutor", tiny.Here)
     monkeypatch.setattr(sys, "argv", ["experiments/ablation.py", "tiny"])
     monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=TINY))  # type: ignore[arg-type]
+    monkeypatch.setitem(ENVIRONMENTS, "tiny", ENVIRONMENTS["door_key"])
     return tmp_path / "tiny" / "ablation.csv"
 
 
@@ -83,7 +85,10 @@ def test_every_variant_on_every_draw(
     rows = read_rows(results, kind="tuning")
     assert [(row["variant"], row["seed"]) for row in rows] == [(name, s) for name in names for s in ("1000", "1001")]
     assert [row["env_steps"] for row in rows[:3]] == ["10", "20", "30"]
-    assert "default                       10.0 sampled  50.0 greedy        15 steps\n" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert len(said) == len(names)
+    assert len({line.index(" sampled") for line in said}) == 1, "columns are below each other"
+    assert said[0].split() == "default 10.0 sampled 50.0 greedy 15 steps".split()
 
 
 def test_some_variants_on_more_draws_with_rl(

@@ -14,6 +14,7 @@ from tiny import LEARNED, TINY, Here
 from headstart.envs import collect, evaluation
 from headstart.envs.banks import split_of
 from headstart.envs.levels import level_hash
+from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments import tune
 from headstart.experiments.arms import Arm
 from headstart.experiments.experiment import Experiment
@@ -40,6 +41,7 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name, value in {"RESULTS": tmp_path, "SEEDS": SEEDS, "LEVELS": 6, "BUDGETS": (1, 2, 4, 8, 16)}.items():
         monkeypatch.setattr(tune, name, value)
     monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=TINY))  # type: ignore[arg-type]
+    monkeypatch.setitem(ENVIRONMENTS, "tiny", ENVIRONMENTS["door_key"])
     return tmp_path / "tiny"
 
 
@@ -191,3 +193,9 @@ def test_a_job_in_processes(monkeypatch: pytest.MonkeyPatch, results: Path) -> N
     rows = rows_of(results / "budget.csv")
     assert [(row["demos"], row["seed"]) for row in rows] == [(str(n), str(s)) for n in (1, 2, 4) for s in SEEDS]
     assert all(0 <= float(row[name]) <= 1 for row in rows for name in SCORED)
+
+
+def test_an_unknown_name_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "settings", "dor_key")
+    assert "'dor_key'" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import torch
 from headstart.envs.banks import split_of
 from headstart.envs.collect import branch
 from headstart.envs.levels import level_hash
+from headstart.envs.registry import ENVIRONMENTS
 from headstart.experiments import tune_rl
 from headstart.experiments.arms import Arm
 from headstart.experiments.experiment import RL, Experiment
@@ -33,6 +34,7 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(tune_rl, "ProcessPoolExecutor", tiny.Here)
     monkeypatch.setattr(sys, "argv", ["experiments/tune_rl.py", "tiny"])
     monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=TINY))  # type: ignore[arg-type]
+    monkeypatch.setitem(ENVIRONMENTS, "tiny", ENVIRONMENTS["door_key"])
     return tmp_path / "tiny" / "rl.csv"
 
 
@@ -72,6 +74,7 @@ def test_cures_are_searched_for_each_arm(monkeypatch: pytest.MonkeyPatch, result
     reflect = Arm(ReflectionConfig(), memory=1, rl=True)
     experiment = dataclasses.replace(TINY, arms={**TINY.arms, "reflect": reflect})
     monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=experiment))  # type: ignore[arg-type]
+    monkeypatch.setitem(ENVIRONMENTS, "tiny", ENVIRONMENTS["door_key"])
     tried: dict[str, list[dict[str, Any]]] = {"bc": [], "reflect": []}
 
     def likes(experiment: Experiment, rl: RL, seed: int, arm: str) -> dict[str, Any]:
@@ -102,6 +105,7 @@ def test_an_arm_begins_with_its_own_settings_and_leaves_the_rows_of_others(
     reflect = Arm(ReflectionConfig(), memory=1, rl=True, ppo={"ent_coef": 0.003})
     experiment = dataclasses.replace(TINY, arms={**TINY.arms, "reflect": reflect})
     monkeypatch.setitem(sys.modules, "headstart.experiments.tiny", SimpleNamespace(EXPERIMENT=experiment))  # type: ignore[arg-type]
+    monkeypatch.setitem(ENVIRONMENTS, "tiny", ENVIRONMENTS["door_key"])
 
     def says(experiment: Experiment, rl: RL, seed: int, start: Any) -> dict[str, Any]:
         return dict.fromkeys((*tune_rl.SETTINGS, *tune_rl.FACTS), 0.0) | {"ent_coef": rl.settings.get("ent_coef", 0.01)}
