@@ -335,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot show
         getattr(stream, "reconfigure", lambda errors: None)(errors="backslashreplace")
-    with _explained(debug="--debug" in argv, resumes=argv[:1] == ["run"]) as failure, _signals_interrupt():
+    with _explained(debug="--debug" in argv, resumed_by=_resumed_by(argv)) as failure, _signals_interrupt():
         code = _obey(argv)
         print(end="", flush=True)  # here, where it can still be explained if it fails
         return code
@@ -345,6 +345,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_script(name: str) -> NoReturn:
     """What `python experiments/NAME.py [flags]` does: the same as `headstart run NAME [flags]`."""
     sys.exit(main(["run", name, *sys.argv[1:]]))
+
+
+def _resumed_by(argv: list[str]) -> str:
+    """The command that goes on where this one was stopped; "" where nothing does."""
+    if argv[:1] != ["run"]:
+        return ""
+    return "the same command without --fresh" if "--fresh" in argv else "the same command"
 
 
 def _obey(argv: list[str]) -> int:
@@ -426,8 +433,8 @@ class _Failure:
 
 
 @contextlib.contextmanager
-def _explained(*, debug: bool, resumes: bool) -> Iterator[_Failure]:
-    """Turn an exception into a message on stderr and an exit code; ``resumes``: the same command goes on."""
+def _explained(*, debug: bool, resumed_by: str) -> Iterator[_Failure]:
+    """Turn an exception into a message on stderr and an exit code; ``resumed_by``: see `_resumed_by`."""
     failure = _Failure()
     try:
         yield failure
@@ -435,15 +442,15 @@ def _explained(*, debug: bool, resumes: bool) -> Iterator[_Failure]:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             failure.code = 128 + signal.SIGPIPE
             return
-        failure.code, message = _verdict(error, resumes)
+        failure.code, message = _verdict(error, resumed_by)
         if debug or failure.code == 1:
             traceback.print_exception(error)
         print(f"headstart: {message}", file=sys.stderr)
 
 
-def _verdict(error: BaseException, resumes: bool) -> tuple[int, str]:
+def _verdict(error: BaseException, resumed_by: str) -> tuple[int, str]:
     """Exit code, and what to tell the user."""
-    end = "; the same command goes on where it stopped." if resumes else "."
+    end = f"; {resumed_by} goes on where it stopped." if resumed_by else "."
     match error:
         case HeadstartError():
             return error.exit_code, str(error)
@@ -456,8 +463,8 @@ def _verdict(error: BaseException, resumes: bool) -> tuple[int, str]:
             return 2, f"the disk is full. Free some space{end}"
         case BrokenExecutor():
             return 4, (
-                "a worker process was killed, perhaps because memory ran out. "
-                "The same command goes on where it stopped; with a smaller --processes it needs less memory."
+                "a worker process was killed, perhaps because memory ran out"
+                f"{end} With a smaller --processes it needs less memory."
             )
         case _:
             return 1, (

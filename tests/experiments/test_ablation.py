@@ -88,7 +88,7 @@ def test_every_variant_on_every_draw(
     said = capsys.readouterr().out.splitlines()[1:]
     assert len(said) == len(names)
     assert len({line.index(" sampled") for line in said}) == 1, "columns are below each other"
-    assert said[0].split() == "default 10.0 sampled 50.0 greedy 15 steps".split()
+    assert said[0].split() == ["default", "10.0", "sampled", "50.0", "greedy", "15", "steps"]
 
 
 def test_some_variants_on_more_draws_with_rl(

@@ -581,6 +581,13 @@ def test_what_the_system_does(error: BaseException, code: int, told: str, here: 
     assert "Traceback" not in err
 
 
+def test_fresh_would_not_go_on_but_start_over(here: Path, monkeypatch, capsys):
+    for error in (KeyboardInterrupt(), BrokenProcessPool("died"), OSError(errno.ENOSPC, "No space left on device")):
+        raising(monkeypatch, error)
+        assert cli.main(["run", "door_key", "--fresh"]) != 0
+        assert "; the same command without --fresh goes on where it stopped." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
