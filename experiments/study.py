@@ -167,6 +167,9 @@ def claims(found: Study) -> list[Claim]:
     for baselines in (BASELINES, *((control,) for control in CONTROLS)):
         text = f"{HEADLINE} minus {_of(baselines)}"
         by_measure = {measure: across(_compared(envs, (HEADLINE, baselines), measure)) for measure in MEASURES}
+        if not by_measure["success"] and baselines != BASELINES:
+            made.append(Claim(text, "targets as above", "none", f"not decided: no runs of {_of(baselines)}"))
+            continue
         made.append(_sure(text, by_measure["success"]))
         made.append(_at_least(text, by_measure["success"], MEAN))
         if baselines == BASELINES:
@@ -220,6 +223,8 @@ def _half_is_enough(envs: Mapping[str, Runs], budgets: Mapping[str, Mapping[int,
     verdict = "reached" if short <= 0 else _open(undecided)
     if short > len(undecided):
         verdict = f"missed by {_count(short, 'environment')}"
+    if not found:
+        told, verdict = "none", "not decided: no runs with half of them"
     return Claim(text, f"target: at least {EVEN} of {len(CLAIMED)}", told, verdict)
 
 
